@@ -1,0 +1,233 @@
+"""LLaVA on LLaMA: `LlavaLlamaForCausalLM`, with the parameter names of the original checkpoints."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from visiondrop.cache import PrunedCache
+from visiondrop.errors import UnsupportedError
+
+from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from .modeling_llama import PrunedLlamaModel
+
+
+class LlavaConfig(LlamaConfig):
+    """LLaMA's configuration with LLaVA's fields, named as in the original `config.json`.
+
+    Attributes:
+        vision_config: the tower's `CLIPVisionConfig` (or its dict), filled in by the loader.
+    """
+
+    model_type = "llava_llama"
+    sub_configs = {"vision_config": CLIPVisionConfig}
+
+    mm_vision_tower: str | None = None
+    mm_hidden_size: int = 1024
+    mm_projector_type: str = "mlp2x_gelu"
+    mm_vision_select_layer: int = -2
+    mm_vision_select_feature: str = "patch"
+    mm_patch_merge_type: str | None = "flat"
+    image_aspect_ratio: str | None = "pad"
+    image_grid_pinpoints: list | None = None
+    tokenizer_model_max_length: int | None = None
+    unfreeze_mm_vision_tower: bool = False
+    vision_config: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.vision_config, dict):
+            self.vision_config = CLIPVisionConfig(**self.vision_config)
+        super().__post_init__(**kwargs)
+
+
+class LlavaLlamaModel(LlavaMetaModel, PrunedLlamaModel):
+    """Decoder stack, vision tower and projector."""
+
+    config_class = LlavaConfig
+
+    def __init__(self, config: LlavaConfig):
+        super().__init__(config)
+        if config.vision_config is not None:
+            self.build_vision(config)
+        self.post_init()
+
+
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
+    """Modifications against `LlamaForCausalLM`:
+
+    - `forward` and `generate` take `images` for the -200 placeholders in `input_ids`;
+    - `generate` returns new tokens only (as original LLaVA does);
+    - prompts travel through `generate` in unpruned length, as tensors with a batch axis, so beams, sampling,
+      several turns and assisted decoding need no special cases.
+    """
+
+    config_class = LlavaConfig
+    config: LlavaConfig
+
+    def __init__(self, config: LlavaConfig):
+        super().__init__(config)
+        self.model = LlavaLlamaModel(config)
+        self.post_init()
+
+    @property
+    def pruner(self):
+        """The method applied to this model, or None."""
+        return self.model.pruner
+
+    def get_model(self) -> LlavaLlamaModel:
+        """The decoder stack with the vision modules."""
+        return self.model
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        images=None,
+        image_sizes: list[tuple[int, int]] | None = None,
+        logits_to_keep: int | Tensor = 0,
+        layout=None,
+        **kwargs: Any,
+    ):
+        """Logits of one pass.
+
+        Args:
+            input_ids: [B, T0] with -200 where an image stands.
+            images: [N, 3, H, W] or N tensors [3, H, W], one per placeholder, row-major.
+            image_sizes: (width, height) of the original images; not needed for square padding.
+            labels: as in `LlamaForCausalLM`, only while nothing is pruned.
+            layout: made by `generate`; leave it out.
+
+        Returns:
+            `CausalLMOutputWithPast`; logits [B, L', V] of the surviving positions, padded on the left, so that
+            `logits[:, -1]` belongs to each row's last token.
+        """
+        if images is not None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            prompt = self.expand_prompt(input_ids, attention_mask, images, labels, past)
+            layout = self.layout_of(prompt.ordinals[:, past:], prompt.mask[:, past:], prompt.images)
+            if self.pruner is not None:
+                self.pruner.place_prompt_ends(layout, prompt.ids[:, past:], first_pixels(images))
+            inputs_embeds, attention_mask, labels = prompt.embeds[:, past:], prompt.mask, prompt.labels
+            if layout.mask is None and past == 0:
+                attention_mask = None
+            input_ids = position_ids = None
+        elif input_ids is not None and inputs_embeds is None:
+            input_ids = input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0) if past_key_values is not None else input_ids
+        self._refuse_labels(labels, layout, past_key_values)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            layout=layout,
+            **kwargs,
+        )
+
+    def _refuse_labels(self, labels, layout, cache) -> None:
+        pruned = self.pruner is not None and layout is not None and any(
+            self.pruner.plan_for(s.shape).active for s in layout.spans
+        )
+        if labels is not None and (pruned or isinstance(cache, PrunedCache)):
+            raise UnsupportedError(
+                "labels cannot be matched to a pruned sequence, whose logits are those of the surviving positions; "
+                "remove the method (handle.remove()) to compute a loss"
+            )
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, images=None, image_sizes=None, **kwargs: Any):
+        """Generate; returns new tokens only.
+
+        Args:
+            inputs: [B, T0] ids with -200 where an image stands (also accepted as `input_ids`).
+            images, image_sizes: as in `forward`.
+            kwargs: anything of `GenerationMixin.generate`.
+
+        Returns:
+            [B or B * num_return_sequences, new] ids, or the library's output object with `sequences` cut to them.
+        """
+        input_ids = kwargs.pop("input_ids", inputs)
+        if input_ids is None:
+            return super().generate(**kwargs)
+        self._refuse_chunks(kwargs)
+        cache = kwargs.get("past_key_values")
+        past = cache.get_seq_length() if cache is not None else 0
+        if images is None and past and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
+            prompt = self.expand_prompt(input_ids, kwargs.pop("attention_mask", None), [None] * int((input_ids == IMAGE_TOKEN_INDEX).sum()), past=past)
+        else:
+            prompt = self.expand_prompt(input_ids, kwargs.pop("attention_mask", None), images, past=past)
+        with self._freeze(prompt, images):
+            output = super().generate(
+                inputs=prompt.ids,
+                attention_mask=prompt.mask.long(),
+                prompt_embeds=prompt.embeds,
+                prompt_ordinals=prompt.ordinals,
+                prompt_images=prompt.images,
+                **kwargs,
+            )
+        length = prompt.ids.shape[1]
+        if isinstance(output, Tensor):
+            return output[:, length:]
+        output.sequences = output.sequences[:, length:]
+        return output
+
+    def _freeze(self, prompt, images):
+        """Hold the prompts' ends while `generate` runs, for text-guided scores."""
+        if self.pruner is None or not self.pruner.plan.text_guided:
+            return nullcontext()
+        rows = [row[ok].tolist() for row, ok in zip(prompt.ids, prompt.mask)]
+        return self.pruner.frozen_prompt(self.pruner.prompt_ends(rows, first_pixels(images)))
+
+    def _refuse_chunks(self, kwargs: dict) -> None:
+        config = kwargs.get("generation_config") or self.generation_config
+        size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        if size is not None and self.pruner is not None:
+            raise UnsupportedError(
+                f"prefill_chunk_size={size}: an image must be seen whole to be pruned; leave prefill_chunk_size out"
+            )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_ordinals: Tensor | None = None,
+        prompt_images: list | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The library's inputs, with embeddings and a layout wherever a pass covers positions of the prompt."""
+        inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+        if prompt_embeds is None:
+            return inputs
+        new, total = inputs["input_ids"].shape[1], input_ids.shape[1]
+        first, prompt = total - new, prompt_embeds.shape[1]
+        if first >= prompt or not bool((prompt_ordinals[:, first:] >= 0).any()):
+            return inputs
+        ids = inputs.pop("input_ids")
+        tail = self.model.embed_tokens(ids[:, prompt - first :])
+        ordinals = prompt_ordinals[:, first:]
+        ordinals = torch.nn.functional.pad(ordinals, (0, tail.shape[1]), value=-1)
+        mask = inputs.get("attention_mask")
+        inputs["inputs_embeds"] = torch.cat([prompt_embeds[:, first:], tail], dim=1)
+        inputs["layout"] = self.layout_of(ordinals, None if mask is None else mask[:, first:], prompt_images)
+        if self.pruner is not None:
+            self.pruner.place_prompt_ends(inputs["layout"], None, None)
+        return inputs
+
+
+def first_pixels(images) -> Tensor | None:
+    """A tensor to recognise a batch of images by."""
+    if images is None:
+        return None
+    return images if isinstance(images, Tensor) else torch.cat([i.flatten() for i in images])

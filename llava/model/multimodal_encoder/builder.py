@@ -1,0 +1,18 @@
+"""Builds the vision tower a configuration names."""
+
+from torch import nn
+
+from visiondrop.errors import VisionDropError
+
+from .clip_encoder import CLIPVisionTower
+
+
+def build_vision_tower(config) -> nn.Module:
+    """The tower for `config.vision_config`, with weights still to be loaded."""
+    kind = getattr(config.vision_config, "model_type", None)
+    if kind != "clip_vision_model":
+        raise VisionDropError(
+            f"vision tower of type {kind!r}: our llava/ classes build CLIP towers ('clip_vision_model'); other towers run "
+            "through visiondrop.apply on transformers' classes"
+        )
+    return CLIPVisionTower(config)

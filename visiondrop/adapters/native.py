@@ -1,0 +1,51 @@
+"""Our own `llava/` classes: their modeling files call the stages themselves, so there is nothing to hook."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ..flops import ModelDims
+from ..plan import VisualShape
+
+
+def model_dims(name: str, text, vision, cls: int = 1) -> ModelDims:
+    """Widths for FLOPs from a text and a vision configuration."""
+    return ModelDims(
+        name=name,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        vocab=text.vocab_size,
+        kv_share=text.num_key_value_heads / text.num_attention_heads,
+        vision_hidden=vision.hidden_size,
+        vision_intermediate=vision.intermediate_size,
+        vision_layers=vision.num_hidden_layers,
+        patch_inputs=3 * vision.patch_size**2,
+        cls=cls,
+    )
+
+
+class NativeAdapter:
+    """Attaches a pruner to a `LlavaLlamaForCausalLM`."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def shape(self) -> VisualShape:
+        """An ordinary image of this model."""
+        return self.model.visual_shape()
+
+    def dims(self) -> ModelDims:
+        """The model's widths."""
+        name = self.model.config.name_or_path or type(self.model).__name__
+        return model_dims(name, self.model.config, self.model.get_vision_tower().config)
+
+    def attach(self, pruner) -> Callable[[], None]:
+        """Hand the pruner to the stack and the tower; returns the undo."""
+        stack, tower = self.model.model, self.model.get_vision_tower()
+        stack.pruner = tower.pruner = pruner
+
+        def undo() -> None:
+            stack.pruner = tower.pruner = None
+
+        return undo

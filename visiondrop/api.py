@@ -1,0 +1,132 @@
+"""The public calls: `plan` before any model, `apply` on a model, and the handle it returns."""
+
+from typing import Any
+
+from torch import nn
+
+from .errors import VisionDropError
+from .flops import LLAVA_7B, ModelDims
+from .plan import Ledger, Plan, VisualShape
+from .pruner import CHUNK, Pruner
+from .registry import make_plan
+from .report import Report
+
+
+def plan(
+    method: str = "visiondrop",
+    tokens: int | None = None,
+    *,
+    layers: int = 32,
+    patches: int = 576,
+    shape: VisualShape | None = None,
+    options: dict[str, Any] | None = None,
+    **more: Any,
+) -> Plan:
+    """The plan of a method for one image, with no model loaded.
+
+    Args:
+        method: a registered name (`visiondrop.available()`).
+        tokens: the budget, mean visual tokens per decoder layer.
+        layers: decoder layers; patches: patches of the image.  `shape` replaces both, for crops and frames.
+        options, more: the method's own options (an option called `layers` only through `options`).
+    """
+    shape = shape or VisualShape(layers=layers, patches=patches)
+    return make_plan(method, tokens, shape, {**(options or {}), **more})
+
+
+class Handle:
+    """Pruning that is switched on for one model; a context manager that switches it off at the end."""
+
+    def __init__(self, model: nn.Module, pruner: Pruner, detach):
+        self._model, self._pruner, self._detach = model, pruner, detach
+
+    @property
+    def plan(self) -> Plan:
+        """What happens to an ordinary image of this model."""
+        return self._pruner.plan
+
+    @property
+    def ledger(self) -> Ledger:
+        """Tokens per layer, mean, cache entries and FLOPs for an ordinary image of this model."""
+        return self._pruner.ledger()
+
+    @property
+    def dims(self) -> ModelDims:
+        """The model's widths, as used for FLOPs."""
+        return self._pruner.dims
+
+    @property
+    def report(self) -> Report:
+        """What the last prefill kept; needs `apply(..., report=True)`."""
+        if not self._pruner.record:
+            raise VisionDropError("nothing was recorded: apply with report=True (it costs a little time and memory)")
+        return self._pruner.report
+
+    @property
+    def active(self) -> bool:
+        """False after `remove` or after another `apply` on the same model."""
+        return self._detach is not None
+
+    def reset(self) -> None:
+        """Forget the last prompt: the next text-guided prefill takes its own last token (see `Pruner.prompt_ends`)."""
+        self._pruner.forget_prompt()
+
+    def remove(self) -> None:
+        """Give the model its stock behaviour back; doing so twice is harmless."""
+        if self._detach is not None:
+            self._detach()
+            self._detach = None
+
+    def __enter__(self) -> "Handle":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.remove()
+
+
+def apply(
+    model: nn.Module,
+    method: str = "visiondrop",
+    tokens: int | None = None,
+    *,
+    report: bool = False,
+    chunk: int = CHUNK,
+    options: dict[str, Any] | None = None,
+    **more: Any,
+) -> Handle:
+    """Switch pruning on for `model`, in place and reversibly; other models in the process are untouched.
+
+    Args:
+        model: our `llava` classes, or transformers' `LlavaForConditionalGeneration`.
+        method: a registered name; "none" is the stock model.
+        tokens: the budget, mean visual tokens per decoder layer.
+        report: record what every stage keeps in `handle.report`.
+        chunk: visual query rows scored at once; memory of a stage is heads x chunk x length.
+        options, more: the method's own options, e.g. `score="text"`, `merge="off"`.
+
+    Returns:
+        A handle.  Applying again replaces the earlier method.
+
+    Raises:
+        VisionDropError: unknown model, method or option, or a budget that cannot be met (the message says which can).
+    """
+    from .adapters import adapter_for
+
+    adapter = adapter_for(model)
+    pruner = Pruner(method, tokens, {**(options or {}), **more}, adapter.shape(), adapter.dims(), report, chunk)
+    previous = model.__dict__.get("_visiondrop_handle")
+    if previous is not None:
+        previous.remove()
+    handle = Handle(model, pruner, None)
+    undo = adapter.attach(pruner)
+
+    def detach() -> None:
+        undo()
+        model.__dict__.pop("_visiondrop_handle", None)
+
+    handle._detach = detach
+    model.__dict__["_visiondrop_handle"] = handle
+    return handle
+
+
+__all__ = ["LLAVA_7B", "Handle", "apply", "plan"]

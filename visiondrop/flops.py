@@ -1,0 +1,74 @@
+"""Prefill FLOPs of a plan, by the convention behind Table 4 of the paper (found in `performance.md` §1).
+
+Multiply-add counts 2; QK^T and PV are counted in full (no causal halving); all tower layers and the patch
+convolution per unit; the projector; the head on every surviving prompt position; one prefill, no decoding.
+VisionDrop's stages add what the released code computes for its scores: q, k, v of the next layer for all tokens
+and one QK^T of the visual rows.  `lean` counts what is needed: tower up to the feature layer, causal attention,
+head on the last position, scores from q and k already at hand.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelDims:
+    """Widths of a LLaVA-shaped model (`layers` is the decoder's depth)."""
+
+    name: str = "LLaVA-1.5-7B"
+    hidden: int = 4096
+    intermediate: int = 11008
+    layers: int = 32
+    vocab: int = 32000
+    kv_share: float = 1.0  # key/value heads over query heads
+    vision_hidden: int = 1024
+    vision_intermediate: int = 4096
+    vision_layers: int = 24
+    patch_inputs: int = 588  # 3 x 14 x 14
+    cls: int = 1
+
+
+LLAVA_7B = ModelDims()
+LLAVA_13B = ModelDims("LLaVA-1.5-13B", hidden=5120, intermediate=13824, layers=40)
+
+
+def tower(dims: ModelDims, patches: int, layers: int, units: int) -> int:
+    """Vision tower: `layers` transformer layers and the patch convolution, for `units` crops or frames."""
+    d, m, n = dims.vision_hidden, dims.vision_intermediate, patches + dims.cls
+    return units * 2 * (layers * ((4 * d * d + 2 * d * m) * n + 2 * n * n * d) + patches * dims.patch_inputs * d)
+
+
+def projector(dims: ModelDims, tokens: int) -> int:
+    """Two-layer MLP on `tokens` rows."""
+    return 2 * tokens * (dims.vision_hidden * dims.hidden + dims.hidden**2)
+
+
+def block(dims: ModelDims, n: int, past: int = 0, causal: bool = False) -> float:
+    """One decoder layer on `n` new tokens after `past` cached ones."""
+    d, m = dims.hidden, dims.intermediate
+    pairs = n * (n + 1) / 2 + n * past if causal else n * (n + past)
+    return 2 * n * ((2 + 2 * dims.kv_share) * d * d + 3 * d * m) + 4 * d * pairs
+
+
+def head(dims: ModelDims, positions: int) -> int:
+    """Language-model head on `positions` rows."""
+    return 2 * positions * dims.hidden * dims.vocab
+
+
+def score(dims: ModelDims, kind: str, visual: int, sequence: int, lean: bool = False) -> int:
+    """Scores of one stage: "visual" rows, one text "row", some text "rows", or none ("")."""
+    d = dims.hidden
+    if kind == "visual":
+        return visual * sequence * d if lean else 2 * 3 * d * d * sequence + 2 * visual * sequence * d
+    return {"": 0, "row": 2 * sequence * d, "rows": 2 * (sequence - visual) * sequence * d}[kind]
+
+
+def prefill(plan, dims: ModelDims, text: int, lean: bool = False) -> float:
+    """FLOPs of encoding one image and prefilling `text` + visual tokens under `plan`."""
+    shape = plan.shape
+    total = tower(dims, shape.patches, dims.vision_layers - int(lean), shape.units)
+    total += projector(dims, plan.entry)
+    total += sum(block(dims, n + text, causal=lean) for n in plan.tokens_per_layer())
+    total += head(dims, 1 if lean else plan.counts[-1] + text)
+    for before, stage in zip(plan.counts, plan.stages):
+        total += score(dims, stage.scoring, before, before + text, lean)
+    return total

@@ -1,0 +1,1 @@
+"""One file per method: a plan, and the arithmetic of its selectors on tensors."""

@@ -1,0 +1,110 @@
+"""VisionDrop (Xu et al., AAAI 2026): dominant tokens by visual-only attention, the rest merged, in stages.
+
+After the encoder by [CLS] attention, then before decoder layers at 1/4, 1/2 and 3/4 of the depth by the attention
+visual tokens receive from visual queries, scored with the next layer's own projections.  Follows the released code
+where it differs from the paper (`visiondrop.md` §5: merged token = reference + mean, causal mask in the score).
+"""
+
+from torch import Tensor
+
+from ..errors import VisionDropError
+from ..options import choice, fraction, integers, on_off
+from ..plan import EncoderStage, Plan, Stage, VisualShape
+from ..registry import register
+from ..schedule import geometric, nearest, scale_layers, segment_lengths, split
+from ..scores import SCORE_MASKS
+from ..selection import Selection, top_k, with_cls
+from ..selection import merge as merge_tokens
+
+LAYERS = (8, 16, 24)  # of 32
+FIRST_STAGE = {"image": 1.5, "video": 3.0}  # budgets kept by the first stage (paper, Implementation Details)
+DOMINANT_RATIO = 7 / 8  # reproduces the published pairs 42+6, 30+5, 22+4, 16+3
+
+
+@register("visiondrop")
+def plan(
+    tokens: int | None,
+    shape: VisualShape,
+    *,
+    score: str = "visual",
+    merge: str | bool = "on",
+    encoder: str | bool = "on",
+    encoder_ratio: float | None = None,
+    dominant_ratio: float = DOMINANT_RATIO,
+    layers: str | tuple[int, ...] | None = None,
+    score_mask: str = "causal",
+) -> Plan | None:
+    """Counts fall geometrically from the first stage so that their mean over layers is `tokens`.
+
+    Args:
+        score: "visual", or "text" (last prompt token) in the decoder's stages.
+        merge: off = keep as many dominant tokens instead, so the budget holds.
+        encoder: off = no encoder stage; all tokens enter the decoder.
+        encoder_ratio: share of the patches kept by the encoder stage; default 1.5 budgets (3 for video).
+        dominant_ratio: dominant share of each stage's tokens.
+        layers: stage layers of *this* stack; default 8, 16, 24 of 32, scaled to its depth.
+        score_mask: see `scores.received`; the official code is "causal".
+
+    Returns:
+        The plan, or None where the budget cannot be met.
+    """
+    if tokens is None:
+        raise VisionDropError("method 'visiondrop' needs a budget: tokens=64, or --tokens 64")
+    choice("score", score, ("visual", "text")), choice("score_mask", score_mask, SCORE_MASKS)
+    merging, encoding = on_off("merge", merge), on_off("encoder", encoder)
+    share = fraction("dominant_ratio", dominant_ratio) if merging else 1.0
+    at = integers("layers", layers) if layers is not None else scale_layers(LAYERS, shape.layers)
+
+    total = nearest(tokens * shape.scale * shape.layers)
+    per_unit = shape.patches if not encoding else (
+        nearest(fraction("encoder_ratio", encoder_ratio) * shape.patches)
+        if encoder_ratio is not None
+        else nearest(FIRST_STAGE[shape.kind] * tokens / shape.nominal_units)
+    )
+    first = per_unit * shape.units if encoding else shape.tokens
+    counts = geometric(segment_lengths(at, shape.layers), first, total) if per_unit <= shape.patches else None
+    pairs = [split(n, share) for n in counts] if counts else []
+    if not counts or any(d < 1 for d, _ in pairs) or split(per_unit, share)[0] < 1:
+        return None
+
+    first_stage = None
+    if encoding:
+        dominant, contextual = split(per_unit, share)
+        first_stage = EncoderStage(per_unit, encoder_selector(dominant, contextual), dominant, contextual, order="canvas")
+    stages = tuple(
+        Stage(layer, d + c, selector(d, c, score, score_mask), layer, "visual" if score == "visual" else "row", d, c)
+        for layer, (d, c) in zip(at, pairs[1:])
+    )
+    return Plan("visiondrop", shape, encoder=first_stage, stages=stages, text_guided=score == "text")
+
+
+def encoder_selector(dominant: int, contextual: int):
+    """[CLS] and the dominant - 1 best patches (without [CLS]: the `dominant` best), the rest merged by keys."""
+
+    def select(view) -> Selection:
+        scores = view.score()  # [U, n]
+        rows = with_cls(top_k(scores, dominant - int(view.cls)), view.cls)
+        selection = reduce(view.hidden, view.metric, rows, contextual)
+        selection.scores = scores
+        return selection
+
+    return select
+
+
+def selector(dominant: int, contextual: int, score: str, score_mask: str):
+    """The `dominant` best of the visual tokens by `score`, the rest merged by the mean key after rotation."""
+
+    def select(view) -> Selection:
+        scores = view.received(score_mask) if score == "visual" else view.from_last_token()
+        selection = reduce(view.hidden, view.keys, top_k(scores, dominant), contextual)
+        selection.scores = scores
+        return selection
+
+    return select
+
+
+def reduce(hidden: Tensor, metric, dominant: Tensor, contextual: int) -> Selection:
+    """Keep `dominant` [I, K], merge the rest into `contextual` tokens; `metric` is called only if needed."""
+    if contextual == 0:
+        return Selection(index=dominant, dominant=dominant.shape[1])
+    return merge_tokens(hidden, metric(), dominant, contextual)

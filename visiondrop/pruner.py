@@ -1,0 +1,207 @@
+"""One method with its settings, bound to one model: plans per image shape, passes through the stack, the report."""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .cache import PrunedCache
+from .encoder import EncoderView, Probe, unit_ids
+from .errors import UnsupportedError, VisionDropError
+from .flops import ModelDims
+from .layout import Layout
+from .plan import Ledger, Plan, VisualShape
+from .registry import make_plan
+from .report import Report, StageReport
+from .run import ContinueRun, PrefillRun
+from .selection import Selection, gather_rows
+
+CHUNK = 256
+
+
+class Pruner:
+    """The state behind a handle.
+
+    Attributes:
+        method, tokens, options: as given to `apply`.
+        shape: the shape of an ordinary image of this model; plans for others are made on demand.
+        record: whether passes write into `report`.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        tokens: int | None,
+        options: dict[str, Any],
+        shape: VisualShape,
+        dims: ModelDims,
+        record: bool = False,
+        chunk: int = CHUNK,
+    ):
+        self.method, self.tokens, self.options = method, tokens, options
+        self.shape, self.dims, self.record, self.chunk = shape, dims, record, chunk
+        self.report = Report()
+        self._plans: dict[VisualShape, Plan] = {}
+        self._frozen: list[list[int]] | None = None
+        self._last_prompt: tuple[list[list[int]], list[list[int]], Any] | None = None
+        self.plan  # made now, so that a wrong budget is refused before anything runs
+
+    @property
+    def plan(self) -> Plan:
+        """The plan for an ordinary image of this model."""
+        return self.plan_for(self.shape)
+
+    @cached_property
+    def compact(self) -> bool:
+        """Whether positions are renumbered in every segment."""
+        return self.plan.positions == "compact"
+
+    def plan_for(self, shape: VisualShape) -> Plan:
+        """The plan for images of `shape`; stages stand at the same layers for all shapes."""
+        if shape not in self._plans:
+            self._plans[shape] = make_plan(self.method, self.tokens, shape, self.options)
+        return self._plans[shape]
+
+    def ledger(self, text_tokens: int = 63) -> Ledger:
+        """Tokens per layer, cache entries and FLOPs for an ordinary image of this model."""
+        return self.plan.ledger(self.dims, text_tokens)
+
+    def encode(self, hidden: Tensor, probe: Probe, heads: int, shape: VisualShape) -> tuple[Tensor, Selection]:
+        """Run the encoder stage on tower output.
+
+        Args:
+            hidden: [U, R, D] output of the feature layer, for all units of images of one shape, image after image.
+            probe: queries and keys of that layer.
+
+        Returns:
+            ([U, keep, D] states for the projector, the selection).
+        """
+        stage = self.plan_for(shape).encoder
+        view = EncoderView(hidden, probe, heads, shape.cls, stage.keep, self.chunk)
+        selection = stage.select(view)
+        value = gather_rows(hidden, selection.index) if selection.value is None else selection.value
+        return value, selection
+
+    def record_encoder(self, images: list[int], total: int, shape: VisualShape, selection: Selection, value: Tensor):
+        """Write the encoder stage of some images into the report; returns their new ids [I, units * keep].
+
+        Args:
+            images: ordinals in the batch; total: images in the batch; value: [U, keep, D].
+        """
+        if not self.report.stages or images[0] == 0:
+            self.report.stages = [StageReport.empty("encoder", total)]
+        ids = unit_ids(shape.units, shape.patches, shape.cls, value.device).repeat(len(images), 1)
+        if shape.units > 1:
+            raise UnsupportedError("the report of several units is not available for this model")
+        return self.report.stages[0].record(images, ids, selection, value)
+
+    def seed_of(self, pixels: Tensor) -> int:
+        """A fingerprint of one image's pixels for seeded methods, the same in every batch; 0 for the others."""
+        if not self.plan.seeded:
+            return 0
+        return zlib.crc32(pixels.detach().float().cpu().contiguous().numpy().tobytes())
+
+    def start(
+        self,
+        stack: nn.Module,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache,
+        layout: Layout | None,
+    ) -> PrefillRun | ContinueRun | None:
+        """The run that drives this pass, or None where the stock code must run untouched.
+
+        Args:
+            stack: has `layers`, `rotary_emb`, `config`.
+            hidden: [B, T, D] input embeddings in unpruned length.
+            attention_mask: [B, past + T] in unpruned lengths, or None; position_ids: [B, T] or None.
+            cache: None, or any cache of transformers (an unpruned `DynamicCache` becomes a `PrunedCache` in place).
+            layout: the images that come with this pass, or None.
+        """
+        pruned = isinstance(cache, PrunedCache)
+        if layout is not None and layout.spans:
+            if any(self.plan_for(s.shape).active for s in layout.spans) or pruned:
+                _refuse_4d(attention_mask)
+                if cache is not None:
+                    cache = PrunedCache.adopt(cache, attention_mask)
+                return PrefillRun(self, stack, hidden, attention_mask, position_ids, cache, layout)
+        if pruned and cache.segments:
+            _refuse_4d(attention_mask)
+            return ContinueRun(self, stack, hidden, attention_mask, position_ids, cache)
+        return None
+
+    def prompt_ends(self, rows: list[list[int]], pixels: Tensor | None) -> list[list[int]]:
+        """Where the prompts of a conversation end, for text-guided scores, whose query is a prompt's last token.
+
+        Uncached decoding and a conversation run from scratch show the stack more text than the first prompt.  For the
+        same tokens to be kept as with a cache, an end stays where it was: when ids and images continue those of the
+        last prompt, its ends are kept and the new one is added.
+
+        Args:
+            rows: valid ids of each row in unpruned length; pixels: compared by a sample.
+
+        Returns:
+            Per row, ascending coordinates behind the last token of each prompt.
+        """
+        ends = [[len(row)] for row in rows]
+        sample = None if pixels is None else pixels.flatten()[:: max(1, pixels.numel() // 4096)].float().cpu()
+        if self._last_prompt is not None:
+            old_rows, old_ends, old_sample = self._last_prompt
+            longer = len(rows) == len(old_rows) and all(
+                len(new) > len(old) and new[: len(old)] == old for new, old in zip(rows, old_rows)
+            )
+            if longer and _same_images(sample, old_sample):
+                ends = [old + new for old, new in zip(old_ends, ends)]
+        self._last_prompt = (rows, ends, sample)
+        return ends
+
+    @contextmanager
+    def frozen_prompt(self, ends: list[list[int]]) -> Iterator[None]:
+        """All passes inside the block belong to prompts with these ends, however long their text has become."""
+        self._frozen = ends
+        try:
+            yield
+        finally:
+            self._frozen = None
+
+    def place_prompt_ends(self, layout: Layout, ids: Tensor | None, pixels: Tensor | None) -> None:
+        """Set `layout.prompt_ends`, which only text-guided scores read.
+
+        Args:
+            ids: [B, T] ids in unpruned length, or None where they are not known.
+        """
+        if not self.plan.text_guided:
+            return
+        if self._frozen is not None:
+            repeat = max(1, len(layout.lengths) // len(self._frozen))
+            ends = [ends for ends in self._frozen for _ in range(repeat)]
+        elif ids is not None:
+            ids = ids.cpu()
+            rows = ids.tolist() if layout.mask is None else [r[m].tolist() for r, m in zip(ids, layout.mask)]
+            ends = self.prompt_ends(rows, pixels)
+        else:
+            return
+        layout.prompt_ends = [[*row, n] for row, n in zip(ends, layout.lengths)]
+
+    def forget_prompt(self) -> None:
+        """The next prompt is a new one, whatever it starts with."""
+        self._last_prompt = None
+
+
+def _same_images(new: Tensor | None, old: Tensor | None) -> bool:
+    if new is None or old is None:
+        return new is old
+    return new.shape == old.shape and torch.equal(new, old)
+
+
+def _refuse_4d(attention_mask: Any) -> None:
+    if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2):
+        raise VisionDropError(
+            "pruning builds its own attention masks and needs the 2-D padding mask [B, length]; leave out 4-D masks "
+            "and static caches (which make generate build them)"
+        )

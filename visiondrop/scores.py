@@ -1,0 +1,107 @@
+"""Attention scores without attention maps: only the rows that are asked for, in chunks, softmax in float32.
+
+Nothing here reads or changes the attention backend; queries and keys are recomputed from the layer's input.
+"""
+
+import torch
+from torch import Tensor, nn
+
+SCORE_MASKS = ("causal", "queries", "bidirectional")
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in LLaMA's half-split layout: x [I, H, R, E], cos and sin [I or 1, R, E]."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def project(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor], what: str, normed: bool = False) -> Tensor:
+    """Rotated queries or keys of one decoder layer for the given rows.
+
+    Args:
+        layer: decoder layer with `input_layernorm` and `self_attn.{q_proj,k_proj}` (and `q_norm`/`k_norm`, if any).
+        hidden: [I, R, D] residual-stream states, or their layer-normed form when `normed`.
+        rope: (cos, sin), each [I or 1, R, E].
+        what: "q" or "k".
+
+    Returns:
+        [I, H, R, E]; H is the number of query or key/value heads.
+    """
+    attention = layer.self_attn
+    states = hidden if normed else layer.input_layernorm(hidden)
+    out = getattr(attention, f"{what}_proj")(states)
+    out = out.view(*out.shape[:2], -1, attention.head_dim)
+    norm = getattr(attention, f"{what}_norm", None)
+    if norm is not None:
+        out = norm(out)
+    return rotate(out.transpose(1, 2), *rope)
+
+
+def _logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """[I, H, R, E] x [I, Hkv, S, E] -> [I, H, R, S] float32; query heads share key heads in groups."""
+    images, heads, rows, width = query.shape
+    groups = heads // key.shape[1]
+    grouped = query.reshape(images, key.shape[1], groups * rows, width)
+    # The scale goes to the small side: one pass over [R, E] instead of one over the map.
+    return ((grouped * scale) @ key.transpose(2, 3)).view(images, heads, rows, -1).float()
+
+
+def attention_rows(query: Tensor, key: Tensor, scale: float, visible: Tensor | None, chunk: int = 256) -> Tensor:
+    """Softmaxed attention of some query rows, mean over heads.
+
+    Args:
+        query: [I, H, R, E]; key: [I, Hkv, S, E].
+        visible: [I, R, S] bool, True where the row may look; None = everywhere.
+
+    Returns:
+        [I, R, S] float32; every row sums to 1.
+    """
+    out = []
+    for start in range(0, query.shape[2], chunk):
+        rows = slice(start, start + chunk)
+        logits = _logits(query[:, :, rows], key, scale)
+        if visible is not None:
+            logits.masked_fill_(~visible[:, None, rows], float("-inf"))
+        out.append(logits.softmax(dim=-1).mean(dim=1))
+    return torch.cat(out, dim=1) if len(out) > 1 else out[0]
+
+
+def received(
+    query: Tensor, key: Tensor, scale: float, hidden_keys: Tensor | None, mask: str = "causal", chunk: int = 256
+) -> Tensor:
+    """Attention that visual tokens receive from visual queries (paper Eq. 3-4, with the code's causal mask).
+
+    The softmax runs over everything a visual token sees, i.e. what stands before the image too; that share is cut
+    off without renormalising.
+
+    Args:
+        query: [I, H, n, E] queries of the visual tokens.
+        key: [I, Hkv, P + n, E] keys of the P tokens before the image, then of the image.
+        hidden_keys: [I, P + n] bool, True for keys that are padding; None = none.
+        mask: "causal" as the official code; "queries": causal, each key's sum divided by the number of visual
+            queries that see it instead of by n; "bidirectional": no mask among the visual tokens.
+        chunk: query rows handled at once over all images; no tensor exceeds heads x chunk x (P + n) elements.
+
+    Returns:
+        [I, n] float32.
+    """
+    images, _, count, _ = query.shape
+    before = key.shape[2] - count
+    rows = max(1, chunk // images)
+    total = torch.zeros(images, count, dtype=torch.float32, device=query.device)
+    for start in range(0, count, rows):
+        stop = min(start + rows, count)
+        seen = key.shape[2] if mask == "bidirectional" else before + stop
+        logits = _logits(query[:, :, start:stop], key[:, :, :seen], scale)
+        if mask != "bidirectional":
+            size = stop - start
+            future = torch.ones(size, size, dtype=torch.bool, device=query.device).triu_(1)
+            logits[..., seen - size :].masked_fill_(future, float("-inf"))
+        if hidden_keys is not None:
+            logits.masked_fill_(hidden_keys[:, None, None, :seen], float("-inf"))
+        weights = logits.softmax(dim=-1)[..., before:]
+        total[:, : seen - before] += weights.sum(dim=2).mean(dim=1)
+    if mask == "queries":
+        return total / torch.arange(count, 0, -1, device=total.device)
+    return total / count
