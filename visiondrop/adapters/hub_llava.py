@@ -1,0 +1,200 @@
+"""transformers' `LlavaForConditionalGeneration`: pruning by hooks on this one model object.
+
+What is hooked, and undone by `handle.remove()`:
+- `model.model.get_image_features` (wrapped on the instance): the encoder stage.  Each image keeps its block of
+  placeholders; the m rows that survive stand first, the rest are zero and are dropped on entry of the stack.
+- `model.model` (pre-hook): note the ids, so that images can be found.
+- `model.model.language_model` and its layers (hooks): start the run, and call `run.enter` before every layer.
+- `model.generate` (wrapped on the instance) and `model` (pre-hook): refuse what would be computed wrongly.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..cache import PrunedCache
+from ..encoder import Probe
+from ..errors import UnsupportedError, VisionDropError
+from ..flops import ModelDims
+from ..layout import Image, Layout, number_images
+from ..plan import VisualShape
+from .native import model_dims
+
+ANY_4D = torch.zeros(1, 1, 1, 1)  # makes the stack skip its own mask; every layer is handed another
+
+
+class HubLlavaAdapter:
+    """Attaches a pruner to one `LlavaForConditionalGeneration`."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.inner = model, model.model
+        self.stack = self.inner.language_model
+        tower = self.inner.vision_tower
+        self.tower = getattr(tower, "vision_model", tower)
+        self.pruner = self.run = None
+        self.ids: Tensor | None = None
+        self.pixels: Tensor | None = None
+        self.images: list[Image] = []
+
+    @property
+    def has_cls(self) -> bool:
+        """CLIP towers have [CLS], SigLIP towers do not."""
+        return hasattr(self.tower.embeddings, "class_embedding")
+
+    def shape(self) -> VisualShape:
+        """An ordinary image of this model."""
+        config = self.model.config
+        patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        extra = int(self.has_cls and config.vision_feature_select_strategy == "full")
+        return VisualShape(
+            layers=config.text_config.num_hidden_layers,
+            patches=patches,
+            length=patches + extra if extra else 0,
+            cls=self.has_cls,
+        )
+
+    def dims(self) -> ModelDims:
+        """The model's widths."""
+        config = self.model.config
+        name = config.name_or_path or type(self.model).__name__
+        return model_dims(name, config.text_config, config.vision_config, int(self.has_cls))
+
+    def attach(self, pruner) -> Callable[[], None]:
+        """Install the hooks; returns the undo."""
+        self.pruner = pruner
+        hooks = [
+            self.model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True),
+            self.inner.register_forward_pre_hook(self._note_inputs, with_kwargs=True),
+            self.stack.register_forward_pre_hook(self._start, with_kwargs=True),
+            self.stack.register_forward_hook(self._close),
+        ]
+        hooks += [
+            layer.register_forward_pre_hook(functools.partial(self._enter, i), with_kwargs=True)
+            for i, layer in enumerate(self.stack.layers)
+        ]
+        self.inner.get_image_features = self._wrap_features(self.inner.get_image_features)
+        self.model.generate = self._wrap_generate(self.model.generate)
+
+        def undo() -> None:
+            for hook in hooks:
+                hook.remove()
+            del self.inner.get_image_features, self.model.generate
+
+        return undo
+
+    def _wrap_features(self, stock):
+        @functools.wraps(stock)  # generate routes arguments by the signature
+        def get_image_features(*args, **kwargs):
+            pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
+            shape, origin = self.shape(), None
+            if self.pruner.plan_for(shape).encoder is None:
+                output = stock(*args, **kwargs)
+            else:
+                output, origin = self._encode(pixels, shape, kwargs.get("vision_feature_layer"))
+            self.pixels = pixels
+            self.images = [
+                Image(shape, None if origin is None else origin[i], self.pruner.seed_of(p)) for i, p in enumerate(pixels)
+            ]
+            return output
+
+        return get_image_features
+
+    def _encode(self, pixels: Tensor, shape: VisualShape, select_layer) -> tuple[BaseModelOutputWithPooling, Tensor]:
+        """The tower up to its feature layer, the encoder stage, the projector; slots beyond the kept rows are zero."""
+        select_layer = self.model.config.vision_feature_layer if select_layer is None else select_layer
+        if not isinstance(select_layer, int):
+            raise UnsupportedError(f"vision_feature_layer={select_layer}: the encoder stage needs one feature layer")
+        probe, layers = Probe(), self.tower.encoder.layers
+        last = select_layer if select_layer >= 0 else len(layers) + 1 + select_layer
+        hidden = self.tower.embeddings(pixels.to(next(self.tower.parameters()).dtype))
+        if hasattr(self.tower, "pre_layrnorm"):
+            hidden = self.tower.pre_layrnorm(hidden)
+        for i, layer in enumerate(layers[:last]):
+            with probe.watch(layer.self_attn) if i == last - 1 else nullcontext():
+                hidden = layer(hidden, None)
+        value, selection = self.pruner.encode(hidden, probe, layers[0].self_attn.num_heads, shape)
+        origin = None
+        if self.pruner.record:
+            origin = self.pruner.record_encoder(list(range(len(pixels))), len(pixels), shape, selection, value)
+        kept = self.inner.multi_modal_projector(value)
+        blocks = kept.new_zeros(len(kept), shape.tokens, kept.shape[-1])
+        blocks[:, : kept.shape[1]] = kept
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=list(blocks)), origin
+
+    def _refuse_labels(self, module, args, kwargs) -> None:
+        pruned = isinstance(kwargs.get("past_key_values"), PrunedCache) or kwargs.get("pixel_values") is not None
+        if kwargs.get("labels") is not None and self.pruner.plan.active and pruned:
+            raise UnsupportedError(
+                "labels cannot be matched to a pruned sequence, whose logits are those of the surviving positions; "
+                "remove the method (handle.remove()) to compute a loss"
+            )
+
+    def _note_inputs(self, module, args, kwargs) -> None:
+        """The ids of this pass, where it brings images."""
+        features = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        brings_images = kwargs.get("pixel_values") is not None or features is not None
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if brings_images and ids is None and self.pruner.plan.active:
+            raise VisionDropError("images with inputs_embeds: pruning finds images by their placeholders; give input_ids")
+        self.ids = ids if brings_images else None
+
+    def _layout(self, mask: Tensor | None) -> Layout | None:
+        if self.ids is None:
+            return None
+        visual = self.ids == self.model.config.image_token_id
+        layout = Layout.build(number_images(visual, self.images), mask, self.images)
+        self.pruner.place_prompt_ends(layout, self.ids, self.pixels)
+        return layout
+
+    def _start(self, module, args, kwargs):
+        """Before the stack: make the run, and keep the stack from building masks of unpruned size."""
+        hidden, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+        self.run = None
+        use_cache = kwargs.get("use_cache")
+        if cache is None and (module.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache(config=module.config)
+        mask = kwargs.get("attention_mask")
+        own = mask[:, -hidden.shape[1] :] if mask is not None and mask.ndim == 2 else None
+        layout = self._layout(own)
+        self.run = self.pruner.start(module, hidden, mask, kwargs.get("position_ids"), cache, layout)
+        if self.run is None:
+            return None
+        return args, {**kwargs, "past_key_values": cache, "attention_mask": ANY_4D}
+
+    def _enter(self, i: int, module, args, kwargs):
+        if self.run is None:
+            return None
+        hidden, arguments = self.run.enter(i, args[0])
+        return (hidden, *args[1:]), {**kwargs, **arguments}
+
+    def _close(self, module, args, output) -> None:
+        if self.run is not None:
+            self.run.close()
+            self.run = self.ids = None
+
+    def _wrap_generate(self, stock):
+        @functools.wraps(stock)
+        def generate(*args, **kwargs):
+            config = kwargs.get("generation_config") or self.model.generation_config
+            size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+            if size is not None:
+                raise UnsupportedError(
+                    f"prefill_chunk_size={size}: an image must be seen whole to be pruned; leave prefill_chunk_size out"
+                )
+            with self._freeze(kwargs.get("input_ids", args[0] if args else None), kwargs):
+                return stock(*args, **kwargs)
+
+        return generate
+
+    def _freeze(self, ids: Tensor | None, kwargs: dict):
+        """Hold the prompts' ends while `generate` runs, for text-guided scores."""
+        if ids is None or not self.pruner.plan.text_guided:
+            return nullcontext()
+        mask = kwargs.get("attention_mask")
+        rows = [row.tolist() if mask is None else row[m.bool()].tolist() for row, m in zip(ids, ids if mask is None else mask)]
+        return self.pruner.frozen_prompt(self.pruner.prompt_ends(rows, kwargs.get("pixel_values")))
