@@ -1,0 +1,5 @@
+"""Model classes and their loader; `llava.model.builder.load_pretrained_model` is the way in."""
+
+from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+
+__all__ = ["LlavaConfig", "LlavaLlamaForCausalLM"]
