@@ -152,11 +152,11 @@ class Pruner:
         sample = None if pixels is None else pixels.flatten()[:: max(1, pixels.numel() // 4096)].float().cpu()
         if self._last_prompt is not None:
             old_rows, old_ends, old_sample = self._last_prompt
-            longer = len(rows) == len(old_rows) and all(
-                len(new) > len(old) and new[: len(old)] == old for new, old in zip(rows, old_rows)
+            continues = len(rows) == len(old_rows) and all(
+                new[: len(old)] == old for new, old in zip(rows, old_rows)
             )
-            if longer and _same_images(sample, old_sample):
-                ends = [old + new for old, new in zip(old_ends, ends)]
+            if continues and _same_images(sample, old_sample):
+                ends = [sorted({*old, *new}) for old, new in zip(old_ends, ends)]
         self._last_prompt = (rows, ends, sample)
         return ends
 

@@ -97,14 +97,16 @@ class View:
         return out
 
     def _take(self, x: Tensor, starts: list[int], count: int) -> Tensor:
-        """Rows of x [B or 1, L, ...] at coordinates start … start+count-1 of each image: [I or 1, count, ...].
+        """Rows of x [B or 1, L, ...] at coordinates start … start+count-1 of each image: [I, count, ...]
+        (or [1, count, ...] where x has one row and the images are the rows of the batch).
 
         Coordinates before a row's first token read its first column; callers mask them.
         """
         run, group = self._run, self._group
         columns = [run.width - run.lengths[row] + start for row, start in zip(group.rows, starts)]
         if len(set(columns)) == 1 and columns[0] >= 0 and (group.covers_batch or x.shape[0] == 1):
-            return x[:, columns[0] : columns[0] + count]
+            block = x[:, columns[0] : columns[0] + count]
+            return block if group.covers_batch else block.expand(len(group.images), *block.shape[1:])
         at = torch.tensor(columns, device=x.device)[:, None] + torch.arange(count, device=x.device)
         rows = torch.tensor(group.rows, device=x.device) if x.shape[0] > 1 else torch.zeros_like(at[:, 0])
         return x[rows[:, None], at.clamp_(min=0)]
