@@ -1,0 +1,239 @@
+"""lmms-eval model class on our llava package: loads once, prunes, batches the questions of a task, keeps every answer.
+
+What differs from lmms-eval's shipped `llava` class: it takes a method, a budget and the method's options; images go in
+at the model's dtype; a document is looked up by its own task and split (the shipped class takes the first row's for a
+whole batch); it runs on CPU processes; answers are stored as they come.  Prompts, image handling, batching order and
+generation settings are the same, so with pruning off both give the same answers.
+"""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from tqdm import tqdm
+
+import visiondrop
+from eval.answers import AnswerStore, question_key
+from eval.errors import EvaluationError
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.model import builder
+from visiondrop.errors import VisionDropError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+MAX_NEW_TOKENS = 1024  # where a task sets none, as in the shipped class
+
+
+class LlavaVisionDrop(lmms):
+    """A LLaVA checkpoint with one pruning method applied.
+
+    Attributes:
+        ledger: tokens per layer, mean, FLOPs of the plan in force.
+        store: where answers are kept, or None.
+        reused: answers that were taken from the store.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        method: str = "visiondrop",
+        tokens: int | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_size: int = 1,
+        attn_implementation: str = "sdpa",
+        conv_template: str = "vicuna_v1",
+        answers: str | None = None,
+        max_batch_size: int | None = None,
+        **options: Any,
+    ):
+        """Load the checkpoint and apply the method.
+
+        Args:
+            pretrained: checkpoint folder or hub id.
+            method, tokens, options: as in `visiondrop.apply`.
+            device: "cpu", "cuda", "cuda:1", or "auto" (one process, layers spread over all cards); default: cuda if any.
+            dtype: float32, float16, bfloat16, or auto: float16 on cuda, float32 on cpu.
+            batch_size: questions per generate call.
+            answers: folder for the answers; None keeps them in memory only.
+            max_batch_size: accepted because lmms-eval may pass it; ignored.
+        """
+        super().__init__()
+        self._accelerator_for(device)
+        if dtype == "auto":
+            dtype = "float16" if self.device.type == "cuda" else "float32"
+        if dtype not in DTYPES:
+            raise EvaluationError(f"dtype {dtype!r}: allowed are auto, {', '.join(DTYPES)}")
+        if conv_template not in conv_templates:
+            raise EvaluationError(f"conversation template {conv_template!r}: allowed are {', '.join(conv_templates)}")
+        self.batch_size, self.conv_template = int(batch_size), conv_template
+        self.tokenizer, self.model, self.image_processor, _ = builder.load_pretrained_model(
+            pretrained,
+            None,
+            get_model_name_from_path(pretrained),
+            device_map="auto" if device == "auto" else str(self.device),
+            torch_dtype=DTYPES[dtype],
+            attn_implementation=attn_implementation,
+        )
+        self.model.eval()
+        self.config = self.model.config
+        handle = visiondrop.apply(self.model, method=method, tokens=tokens, options=options)
+        self.ledger = handle.ledger
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self._shard()
+        self.store = AnswerStore(Path(answers), self.rank) if answers else None
+        self.reused = 0
+
+    def _accelerator_for(self, device: str | None) -> None:
+        """Set accelerator, device, rank and world size; on the CPU, also in several processes, gloo is used."""
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device != "cpu" and not torch.cuda.is_available():
+            raise EvaluationError(f"device {device!r} was asked for but torch finds no card; use --device cpu")
+        patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if self.world_size > 1 and device == "auto":
+            raise EvaluationError("device 'auto' spreads one model over all cards and needs a single process")
+        named = device if device not in ("cuda", "auto") else f"cuda:{self.accelerator.local_process_index}"
+        self._device = torch.device(named)
+
+    def _shard(self) -> None:
+        """Hand the model to DeepSpeed (ZeRO-3 inference): each process holds a share of every weight."""
+        self.accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = self.batch_size
+        self.model = self.accelerator.unwrap_model(self.accelerator.prepare(self.model))
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go; lmms-eval also gathers counts there."""
+        return self._device
+
+    @property
+    def in_step(self) -> bool:
+        """Whether all processes must call the model equally often (sharded weights)."""
+        return self.world_size > 1 and self.accelerator.distributed_type == DistributedType.DEEPSPEED
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answers to all requests in their order; stored ones are reused, new ones stored batch by batch."""
+        by_key = {self._key(request): request for request in requests}
+        answers = {key: self.store.get(key) for key in by_key} if self.store else dict.fromkeys(by_key)
+        waiting = [key for key, answer in answers.items() if answer is None]
+        self.reused = len(by_key) - len(waiting)
+        bar = tqdm(total=len(by_key), initial=self.reused, disable=self.rank != 0, desc="questions", unit="q")
+        for batch in self._batches(waiting, by_key):
+            texts = self._answer([by_key[key] for key in batch])
+            if self.store:
+                self.store.add([(key, by_key[key].args[3], text) for key, text in zip(batch, texts)])
+            bar.update(sum(answers[key] is None for key in batch))
+            answers.update(zip(batch, texts))
+        bar.close()
+        return [answers[self._key(request)] for request in requests]
+
+    @staticmethod
+    def _key(request: Instance) -> str:
+        prompt, settings, _, doc_id, task, split = request.args
+        return question_key(doc_id, prompt, {**settings, "task": task, "split": split})
+
+    def _batches(self, waiting: list[str], by_key: dict[str, Instance]) -> Iterator[list[str]]:
+        """Keys in batches of equal generation settings, longest prompt first (memory peaks at the start)."""
+        groups: dict[str, list[str]] = {}
+        for key in waiting:
+            groups.setdefault(repr(sorted(by_key[key].args[1].items())), []).append(key)
+        batches = []
+        for keys in groups.values():
+            length = {k: len(self.tokenizer.encode(by_key[k].args[0], add_special_tokens=False)) for k in keys}
+            keys.sort(key=lambda k: (-length[k], by_key[k].args[0]))
+            batches += [keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size)]
+        yield from batches
+        if self.in_step:
+            # A rank with fewer batches asks one question again, else the others wait for it for ever.
+            count = torch.tensor([len(batches)], device=self.device)
+            for _ in range(int(self.accelerator.gather(count).max()) - len(batches)):
+                yield [next(iter(by_key))]
+
+    def _images(self, request: Instance) -> list:
+        """The request's PIL images, decoded now."""
+        _, _, doc_to_visual, doc_id, task, split = request.args
+        try:
+            return doc_to_visual(self.task_dict[task][split][doc_id])
+        except (OSError, ValueError, SyntaxError, EOFError, AttributeError, TypeError) as error:
+            raise EvaluationError(
+                f"the image of document {doc_id} of task {task} ({split}) cannot be decoded ({error}): repair the data set; "
+                "the answers stored so far are kept"
+            ) from error
+
+    def _prompt(self, text: str, images: list) -> str:
+        """The conversation around a question; image tokens go before it unless it places them itself."""
+        if images and DEFAULT_IMAGE_TOKEN not in text:
+            text = " ".join([DEFAULT_IMAGE_TOKEN] * len(images)) + "\n" + text
+        conversation = conv_templates[self.conv_template].copy()
+        conversation.append_message(conversation.roles[0], text)
+        conversation.append_message(conversation.roles[1], None)
+        return conversation.get_prompt()
+
+    def _pixels(self, images: list, requests: list[Instance]) -> Any:
+        """Pixel values at the model's dtype on its device: [N, 3, H, W], a list of such, or None without images."""
+        if not images:
+            return None
+        try:
+            pixels = process_images(images, self.image_processor, self.config)
+        except VisionDropError as error:
+            ids = ", ".join(str(r.args[3]) for r in requests)
+            raise EvaluationError(f"an image of document {ids} of task {requests[0].args[4]}: {error}") from error
+        place = {"dtype": self.model.dtype, "device": self.device}
+        return [p.to(**place) for p in pixels] if isinstance(pixels, list) else pixels.to(**place)
+
+    @torch.inference_mode()
+    def _answer(self, requests: list[Instance]) -> list[str]:
+        """Answers of one batch, which shares its generation settings."""
+        images = [self._images(r) for r in requests]
+        flat = [image for row in images for image in row]
+        prompts = [self._prompt(r.args[0], row) for r, row in zip(requests, images)]
+        rows = [tokenizer_image_token(p, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt") for p in prompts]
+        width, pad = max(len(r) for r in rows), self.tokenizer.pad_token_id
+        pad = self.tokenizer.eos_token_id if pad is None else pad
+        ids = torch.full((len(rows), width), pad, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, width - len(row) :], mask[i, width - len(row) :] = row, True
+        new = self.model.generate(
+            ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            pad_token_id=pad,
+            images=self._pixels(flat, requests),
+            image_sizes=[image.size for image in flat],
+            use_cache=True,
+            **generation_settings(requests[0].args[1]),
+            **({"synced_gpus": True} if self.in_step else {}),
+        )
+        return self.tokenizer.batch_decode(new, skip_special_tokens=True)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not offered: none of our benchmarks asks for it."""
+        raise EvaluationError("log-likelihood tasks are not supported; our benchmarks are generate_until tasks")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered: none of our benchmarks asks for it."""
+        raise EvaluationError("multi-round tasks are not supported; our benchmarks are generate_until tasks")
+
+
+def generation_settings(task: dict[str, Any]) -> dict[str, Any]:
+    """`generate` arguments from a task's settings, with the shipped class's defaults; `until` is unused there as well."""
+    temperature = task.get("temperature", 0)
+    settings = {
+        "do_sample": temperature > 0,
+        "num_beams": task.get("num_beams", 1),
+        "max_new_tokens": task.get("max_new_tokens", MAX_NEW_TOKENS),
+    }
+    # Given without sampling, these two only make transformers warn.
+    if temperature > 0:
+        settings |= {"temperature": temperature, "top_p": task.get("top_p")}
+    return settings

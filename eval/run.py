@@ -1,0 +1,320 @@
+"""Evaluate a checkpoint on a benchmark under a visual token budget.
+
+    python -m eval.run gqa --tokens 64 --model liuhaotian/llava-v1.5-7b
+    python -m eval.run pope --tokens 576 --method none --data DIR --limit 100
+    python -m eval.run mme --tokens 128 --option score=text --processes 4 --protocol paper
+
+Prints the plan's ledger, answers the questions through lmms-eval, prints the score with its 95 % interval and appends
+one row to the results file.  Answers are kept as they come under --runs: a killed run, started again with the same
+settings, goes on where it stopped; a finished one is not done again unless --force is given.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import visiondrop
+from eval import benchmarks, data, evaluate, fingerprint, launch, rows, scores
+from eval.answers import reason
+from eval.errors import EvaluationError
+from eval.settings import Settings, parse_options
+from visiondrop.errors import VisionDropError
+
+ROOT = benchmarks.ROOT
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__.split("\n")[0])
+    p.add_argument("benchmark", help="a name in configs/benchmarks.yaml: " + ", ".join(benchmarks.load()))
+    p.add_argument("--tokens", type=int, help="budget: mean visual tokens per LLM layer")
+    p.add_argument("--method", default="visiondrop", help="pruning method, or none (default: visiondrop)")
+    p.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method; may be repeated")
+    p.add_argument("--model", default="liuhaotian/llava-v1.5-7b", help="checkpoint folder or hub id")
+    p.add_argument("--protocol", default="offline", help="offline: local splits scored here; paper: the paper's splits and prompts")
+    p.add_argument("--limit", type=int, help="only the first N questions; the row is marked partial")
+    p.add_argument("--batch-size", type=int, default=1, help="questions per generate call")
+    p.add_argument("--processes", type=int, default=1, help="data-parallel processes, one whole model each")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets; default: the hub")
+    p.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="auto: float16 on cuda, else float32")
+    p.add_argument("--device", help="cpu, cuda, cuda:N, or auto (one model over all cards); default: cuda if any")
+    p.add_argument("--attn", choices=ATTENTION, default="sdpa", help="attention implementation")
+    p.add_argument("--conversation", default="vicuna_v1", help="conversation template")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, default=ROOT / "results" / "local.jsonl", help="results file")
+    p.add_argument("--runs", type=Path, default=ROOT / "results" / "runs", help="folder for answers and samples")
+    p.add_argument("--force", action="store_true", help="do a finished run again; its earlier row stays")
+    return p
+
+
+def prepare(args: argparse.Namespace) -> Settings:
+    """Check everything that can be checked before a model is loaded, and print the ledger.
+
+    Raises:
+        VisionDropError: an argument, the data, the checkpoint or an output place is not usable.
+    """
+    rank, world = launch.world()
+    benchmark = benchmarks.get(args.benchmark, args.protocol)
+    benchmark.check_limit(args.limit)
+    for name in ("batch_size", "processes"):
+        if getattr(args, name) < 1:
+            raise EvaluationError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a positive number")
+    try:
+        options = parse_options(args.option)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from None
+    if args.method not in visiondrop.available():
+        visiondrop.plan(args.method, args.tokens)  # raises with the closest names
+    out = rows.check_writable(args.out)
+    _check_folder(args.runs)
+    folder = args.data.resolve() if args.data else None
+    data_fingerprint = data.fingerprint_of(benchmark, folder)
+    checkpoint = fingerprint.checkpoint(args.model)
+    _show_ledger(args, options, checkpoint, quiet=rank != 0)
+    device, dtype = _placement(args)
+    settings = Settings(
+        benchmark=benchmark.name,
+        protocol=benchmark.protocol,
+        task=benchmark.task,
+        method=args.method,
+        tokens=args.tokens,
+        options=options,
+        model=checkpoint.path,
+        model_name=checkpoint.name,
+        model_fingerprint=checkpoint.fingerprint,
+        data=str(folder) if folder else None,
+        data_fingerprint=data_fingerprint,
+        limit=args.limit,
+        batch_size=args.batch_size,
+        processes=world if world > 1 else args.processes,
+        dtype=dtype,
+        device=device,
+        attention=args.attn,
+        conversation=args.conversation,
+        seed=args.seed,
+        runs=str(args.runs.resolve()),
+        out=str(out),
+    )
+    if world == 1:
+        launch.check(settings)
+    return settings
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EvaluationError(f"output folder {folder} cannot be written: {reason(error)}; choose another --runs") from None
+
+
+def _show_ledger(args: argparse.Namespace, options: dict[str, Any], checkpoint: fingerprint.Checkpoint, quiet: bool) -> None:
+    """Plan and print before anything is loaded; an unreachable budget fails here."""
+    one_size = not str(checkpoint.config.get("image_aspect_ratio", "pad")).startswith("anyres")
+    if checkpoint.layers is None or checkpoint.patches is None or not one_size:
+        return
+    plan = visiondrop.plan(args.method, args.tokens, layers=checkpoint.layers, patches=checkpoint.patches, options=options)
+    if not quiet:
+        print(plan.ledger(checkpoint.dims), flush=True)
+
+
+def _placement(args: argparse.Namespace) -> tuple[str, str]:
+    """Device and dtype with their defaults filled in."""
+    import torch
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise EvaluationError(f"--device {device} was given and torch finds no card; use --device cpu")
+    dtype = args.dtype if args.dtype != "auto" else ("float32" if device == "cpu" else "float16")
+    return device, dtype
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; a second driver on it is refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = open(folder / "lock", "w")
+    except OSError as error:
+        raise EvaluationError(f"run folder {folder} cannot be written: {reason(error)}; choose another --runs") from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EvaluationError(f"the same run is going on in another process (folder {folder}): let it finish") from None
+        yield
+
+
+def start(settings: Settings, force: bool) -> dict[str, Any]:
+    """Do the run, or what is left of it, and return its row."""
+    folder = settings.folder
+    if (folder / "row.json").exists() and not force:
+        row = json.loads((folder / "row.json").read_text(encoding="utf-8"))
+        commit = fingerprint.git_state()[0]
+        made = f"at commit {row['commit'][:9]}" + ("" if row["commit"] == commit else f", now {commit[:9]}")
+        print(f"this run was finished on {row['date']} ({made}); --force does it again")
+        return row
+    if force:
+        _empty(folder)
+    began = time.monotonic()
+    if not (folder / "outcome.json").exists():
+        evaluate.quiet(folder, 0)
+        data.check(benchmarks.get(settings.benchmark, settings.protocol), Path(settings.data) if settings.data else None)
+        evaluate.clear_products(folder)
+        _note_session(settings)
+        if settings.processes > 1 and launch.world()[1] == 1:
+            launch.start(settings)
+        else:
+            evaluate.run(settings)
+    row = make_row(settings, time.monotonic() - began)
+    evaluate.write_whole(folder / "row.json", json.dumps(row, ensure_ascii=False, indent=1))
+    return row
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.name != "lock":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _note_session(settings: Settings) -> None:
+    """Append this start to sessions.json: which code and how many processes gave which answers."""
+    file = settings.folder / "sessions.json"
+    sessions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    commit, dirty = fingerprint.git_state()
+    stored = sum(f.read_bytes().count(b"\n") for f in settings.folder.glob("answers-*.jsonl"))
+    sessions.append({"date": _now(), "commit": commit, "dirty": dirty, "processes": settings.processes, "stored": stored})
+    evaluate.write_whole(file, json.dumps(sessions, indent=1))
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def make_row(settings: Settings, duration: float) -> dict[str, Any]:
+    """The sealed row of a run whose outcome.json and samples.jsonl are there."""
+    folder = settings.folder
+    benchmark = benchmarks.get(settings.benchmark, settings.protocol)
+    outcome = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+    samples = evaluate.read_samples(folder)
+    score, missing = scores.headline(benchmark, outcome["metrics"])
+    between, how = None, "none: scored by a server"
+    uploads: list[str] = []
+    if score is not None:
+        parts = scores.terms(benchmark, samples)
+        scores.check_recount(benchmark, parts, score)
+        between, how = scores.interval(parts)
+    else:
+        uploads = sorted(f.relative_to(folder).as_posix() for f in folder.glob(benchmark.upload))
+        if not uploads:
+            raise EvaluationError(f"{benchmark.task} wrote no {benchmark.upload} in {folder}; the answers are kept")
+    commit, dirty = fingerprint.git_state()
+    copied = ("benchmark", "protocol", "task", "method", "tokens", "options", "limit", "dtype", "attention", "batch_size")
+    copied += ("processes", "seed", "conversation", "model_fingerprint")
+    return rows.seal(
+        {
+            **{name: getattr(settings, name) for name in copied},
+            "run": settings.run,
+            "folder": folder.name,
+            "split": benchmark.split,
+            "model": settings.model_name,
+            "data": settings.data_fingerprint,
+            "questions": fingerprint.of_values([[s["doc_id"], s["prompt"], s["target"]] for s in samples]),
+            "ledger": outcome["ledger"],
+            "n": outcome["n"],
+            "n_full": benchmark.rows,
+            "partial": settings.limit is not None,
+            "score": score,
+            "metrics": outcome["metrics"],
+            "interval": between,
+            "interval_method": how,
+            "missing": missing,
+            "upload": uploads,
+            "server": benchmark.server,
+            "device": "cpu" if settings.device == "cpu" else "cuda",
+            "device_name": fingerprint.device_name(settings.device),
+            "versions": fingerprint.versions(),
+            "commit": commit,
+            "dirty": dirty,
+            "sessions": json.loads((folder / "sessions.json").read_text(encoding="utf-8")),
+            "date": _now(),
+            "duration": round(duration, 1),
+        }
+    )
+
+
+def record(settings: Settings, row: dict[str, Any]) -> None:
+    """Append the row unless the file already holds it, and say so."""
+    out = Path(settings.out)
+    known, _ = rows.load(out)
+    if any(old["checksum"] == row["checksum"] for old in known):
+        print(f"its row is in {out}")
+    else:
+        rows.append(out, row)
+        print(f"row appended to {out}")
+    print(f"single answers: {settings.folder / 'samples.jsonl'}")
+
+
+def summary(row: dict[str, Any], folder: Path) -> str:
+    """The result for a person."""
+    title = benchmarks.get(row["benchmark"], row["protocol"]).title
+    what = f"{title} ({row['protocol']}, {row['split']}), {row['method']}, mean {row['ledger']['mean']:g} tokens"
+    partial = ", partial" if row["partial"] else ""
+    if row["score"] is None:
+        files = ", ".join(str(folder / f) for f in row["upload"])
+        return f"{what}: n = {row['n']}{partial}; upload {files} to {row['server']}"
+    between = f", 95 % interval {row['interval'][0]:.2f} … {row['interval'][1]:.2f}" if row["interval"] else ", no interval"
+    lines = [f"{what}: {row['score']:.2f}{between}, n = {row['n']}{partial}"]
+    lines += [f"  {name} {value:.4f}" for name, value in row["metrics"].items()]
+    if row["missing"]:
+        lines.append(f"  the data held no question for {', '.join(row['missing'])}: counted as 0")
+    return "\n".join(lines)
+
+
+def _member(settings: Settings) -> None:
+    """A process above rank 0 inside somebody else's launcher: it only answers."""
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    evaluate.run(settings)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 refused or failed (one sentence on stderr), 130 interrupted."""
+    args = parser().parse_args(argv)
+    rank, world = launch.world()
+    try:
+        settings = prepare(args)
+        if world > 1 and args.force:
+            raise EvaluationError(f"--force does not work inside a launcher: remove {settings.folder} by hand first")
+        if rank > 0:
+            _member(settings)
+            return 0
+        with locked(settings.folder):
+            row = start(settings, args.force)
+            print(summary(row, settings.folder))
+            record(settings, row)
+    except VisionDropError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {reason(error)}; the answers stored so far are kept", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where this stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
