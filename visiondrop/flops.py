@@ -7,12 +7,15 @@ and one QK^T of the visual rows.  `lean` counts what is needed: tower up to the 
 head on the last position, scores from q and k already at hand.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class ModelDims:
-    """Widths of a LLaVA-shaped model (`layers` is the decoder's depth)."""
+    """Widths of a LLaVA-shaped model (`layers` is the decoder's depth).
+
+    `temporal`: every tower layer also attends over frames, patch by patch (LanguageBind's video tower).
+    """
 
     name: str = "LLaVA-1.5-7B"
     hidden: int = 4096
@@ -25,16 +28,29 @@ class ModelDims:
     vision_layers: int = 24
     patch_inputs: int = 588  # 3 x 14 x 14
     cls: int = 1
+    temporal: bool = False
 
 
 LLAVA_7B = ModelDims()
 LLAVA_13B = ModelDims("LLaVA-1.5-13B", hidden=5120, intermediate=13824, layers=40)
+VIDEO_LLAVA_7B = replace(LLAVA_7B, name="Video-LLaVA-7B", temporal=True)
 
 
 def tower(dims: ModelDims, patches: int, layers: int, units: int) -> int:
     """Vision tower: `layers` transformer layers and the patch convolution, for `units` crops or frames."""
     d, m, n = dims.vision_hidden, dims.vision_intermediate, patches + dims.cls
-    return units * 2 * (layers * ((4 * d * d + 2 * d * m) * n + 2 * n * n * d) + patches * dims.patch_inputs * d)
+    over_frames = (4 * d * d + 2 * units * d) * n if dims.temporal else 0
+    per_layer = (4 * d * d + 2 * d * m) * n + 2 * n * n * d + over_frames
+    return units * 2 * (layers * per_layer + patches * dims.patch_inputs * d)
+
+
+def projected(plan, dims: ModelDims) -> int:
+    """Rows that go through the projector: what the encoder stage keeps, else every patch (newlines are added later).
+
+    A video tower hands the [CLS] of each frame on as well.
+    """
+    shape = plan.shape
+    return plan.entry if plan.encoder else shape.units * (shape.patches + (dims.cls if shape.kind == "video" else 0))
 
 
 def projector(dims: ModelDims, tokens: int) -> int:
@@ -58,7 +74,8 @@ def score(dims: ModelDims, kind: str, visual: int, sequence: int, lean: bool = F
     """Scores of one stage: "visual" rows, one text "row", some text "rows", or none ("")."""
     d = dims.hidden
     if kind == "visual":
-        return visual * sequence * d if lean else 2 * 3 * d * d * sequence + 2 * visual * sequence * d
+        projections = 2 * (1 + 2 * dims.kv_share) * d * d * sequence
+        return visual * sequence * d if lean else projections + 2 * visual * sequence * d
     return {"": 0, "row": 2 * sequence * d, "rows": 2 * (sequence - visual) * sequence * d}[kind]
 
 
@@ -66,9 +83,10 @@ def prefill(plan, dims: ModelDims, text: int, lean: bool = False) -> float:
     """FLOPs of encoding one image and prefilling `text` + visual tokens under `plan`."""
     shape = plan.shape
     total = tower(dims, shape.patches, dims.vision_layers - int(lean), shape.units)
-    total += projector(dims, plan.entry)
+    total += projector(dims, projected(plan, dims))
     total += sum(block(dims, n + text, causal=lean) for n in plan.tokens_per_layer())
     total += head(dims, 1 if lean else plan.counts[-1] + text)
     for before, stage in zip(plan.counts, plan.stages):
-        total += score(dims, stage.scoring, before, before + text, lean)
+        if stage.keep < before:  # a stage that keeps every token is skipped
+            total += score(dims, stage.scoring, before, before + text, lean)
     return total
