@@ -18,6 +18,8 @@ from visiondrop.errors import VisionDropError
 WORD_START = "\u2581"  # SentencePiece writes a space, and the beginning of a text, as this character
 # Protobuf's rule is that later fields win: ModelProto.normalizer_spec (field 3) { add_dummy_prefix (field 3): false }.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+# What sentencepiece and transformers raise on damaged tokenizer files.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
 class SentencePieceTokenizer(PreTrainedTokenizer):
@@ -144,9 +146,9 @@ def _from_sentencepiece(folder):
         return SentencePieceTokenizer.from_pretrained(folder)
     except ImportError as error:
         raise VisionDropError("Reading tokenizer.model needs the sentencepiece package: pip install sentencepiece.") from error
-    except (RuntimeError, OSError, ValueError) as error:
+    except _DAMAGE as error:
         raise VisionDropError(
-            f"Could not read {str(folder / 'tokenizer.model')!r} ({_first_line(error)}); download it again."
+            f"Could not read tokenizer.model or the settings beside it in {str(folder)!r} ({_first_line(error)}); download them again."
         ) from error
 
 
@@ -164,7 +166,7 @@ def _from_json(folder, settings):
             tokenizer.update_post_processor()
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (KeyError, OSError, ValueError, ImportError) as error:
+    except (*_DAMAGE, ImportError) as error:
         raise VisionDropError(
             f"Could not read the tokenizer in {str(folder)!r} ({_first_line(error)}); download tokenizer.json and tokenizer_config.json again."
         ) from error
