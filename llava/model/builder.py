@@ -103,8 +103,17 @@ def _build(checkpoint, **placement):
         logger.warning("%s holds %d tensors this model has no place for, e.g. %s", checkpoint.folder, len(surplus), surplus[0])
     weights = {name: tensor for name, tensor in checkpoint.weights.items() if name in expected}
     model = LlavaLlamaForCausalLM.from_pretrained(None, config=checkpoint.config, state_dict=weights, **placement)
+    _leave_files(model, weights)
     model.name_or_path = model.config.name_or_path = str(checkpoint.folder)
     return model
+
+
+def _leave_files(model, weights):
+    """Copy parameters that still lie in the memory-mapped `weights`, so that overwriting a file cannot change a loaded model."""
+    mapped = {tensor.data_ptr() for tensor in weights.values()}
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() in mapped:
+            parameter.data = parameter.data.clone()
 
 
 def _parameter_shapes(config):
