@@ -8,9 +8,10 @@ accelerate starts several times (eval/launch.py).  Files it leaves in the run's 
     outcome.json           lmms-eval's numbers and the ledger
     submissions/           upload files, where the benchmark has them
     failure-<rank>.json    why this process stopped, if it did
-    lmms_eval.log          what lmms-eval logged
+    lmms_eval.log, .out    what lmms-eval logged and printed
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -97,7 +98,9 @@ def _evaluate(settings: Settings) -> tuple[dict[str, Any] | None, Any]:
     )
     if lm.world_size != settings.processes:
         raise EvaluationError(f"{settings.processes} processes were asked for and {lm.world_size} are running")
-    with data.working_directory(Path(settings.data) if settings.data else None):
+    stdout = open(settings.folder / "lmms_eval.out", "a", encoding="utf-8")  # tables that tasks print
+    place = data.working_directory(Path(settings.data) if settings.data else None)
+    with stdout, contextlib.redirect_stdout(stdout), place:
         results = simple_evaluate(
             model=lm,
             tasks=[settings.task],

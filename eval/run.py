@@ -284,8 +284,11 @@ def summary(row: dict[str, Any], folder: Path) -> str:
 
 
 def _member(settings: Settings) -> None:
-    """A process above rank 0 inside somebody else's launcher: it only answers."""
-    settings.folder.mkdir(parents=True, exist_ok=True)
+    """A process above rank 0 inside somebody else's launcher: it only answers, if rank 0 is going to ask."""
+    folder = settings.folder
+    if (folder / "row.json").exists() or (folder / "outcome.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     evaluate.run(settings)
 
 

@@ -161,7 +161,7 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a share of n."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)
 
 
 def headline(benchmark: Benchmark, metrics: dict[str, float]) -> tuple[float | None, list[str]]:
