@@ -68,11 +68,3 @@ class EncoderView:
     def metric(self) -> Tensor:
         """[U, R, E] keys (bias included, unscaled), mean over heads."""
         return self._key.mean(dim=1)
-
-
-def unit_ids(units: int, patches: int, cls: bool, device: torch.device) -> Tensor:
-    """[U, R] ids of the tower's rows: unit x patches + patch, and -1 - unit for [CLS]."""
-    ids = torch.arange(units * patches, device=device).view(units, patches)
-    if not cls:
-        return ids
-    return torch.cat([-1 - torch.arange(units, device=device)[:, None], ids], dim=1)

@@ -19,18 +19,26 @@ class Image:
 
     Attributes:
         shape: what its plan is made from.
-        origin: [rows after the encoder stage] original patch ids, when an encoder stage ran and was recorded.
+        origin: ids of its tokens at LLM entry (see `arrange`), needed for recording; None = 0 … tokens-1.
         seed: fingerprint of the pixels, for seeded methods.
+        room: positions its block has in the prompt, where the encoder stage hands on more tokens than the unpruned
+            sequence would have (a thin unpadded strip of a picture); 0 = as many as unpruned tokens.
     """
 
     shape: VisualShape
     origin: Tensor | None = None
     seed: int = 0
+    room: int = 0
+
+    @property
+    def block(self) -> int:
+        """Positions of its block of placeholders."""
+        return max(self.room, self.shape.tokens)
 
 
 @dataclass
 class Span:
-    """One image's block of placeholders in one row: `image.shape.tokens` of them from coordinate `start` on."""
+    """One image's block of placeholders in one row: `image.block` of them from coordinate `start` on."""
 
     row: int
     start: int
@@ -82,7 +90,7 @@ class Layout:
             start = 0
             for number, count in zip(numbers.tolist(), counts.tolist()):
                 if number >= 0:
-                    _check_block(count, images[number].shape)
+                    _check_block(count, images[number].block)
                     spans.append(Span(row, start, images[number]))
                 start += count
         return cls(spans, lengths, width, mask, [[n] for n in lengths])
@@ -94,10 +102,10 @@ class Layout:
         return all(bool(row[self.width - n :].all()) for row, n in zip(self.mask, self.lengths))
 
 
-def _check_block(count: int, shape: VisualShape) -> None:
-    if count != shape.tokens:
+def _check_block(count: int, block: int) -> None:
+    if count != block:
         raise VisionDropError(
-            f"{count} contiguous placeholder tokens for an image of {shape.tokens}: give every image all of its "
+            f"{count} contiguous placeholder tokens for an image of {block}: give every image all of its "
             "placeholders side by side, in one pass (no chunked prefill, no truncation)"
         )
 
@@ -116,20 +124,20 @@ def number_images(is_visual: Tensor, images: list[Image]) -> Tensor:
         VisionDropError: the placeholders do not fit the images.
     """
     is_visual = is_visual.cpu()
-    rows, (found, given) = len(is_visual), (int(is_visual.sum()), sum(i.shape.tokens for i in images))
+    rows, (found, given) = len(is_visual), (int(is_visual.sum()), sum(i.block for i in images))
     repeat = found // given if given and found % given == 0 and rows % max(1, found // given) == 0 else 0
     out = torch.full(is_visual.shape, -1, dtype=torch.long)
     unused = list(range(len(images)))
     for first in range(0, rows, max(1, repeat)):
         need, numbers = int(is_visual[first].sum()), []
-        while unused and sum(images[n].shape.tokens for n in numbers) < need:
+        while unused and sum(images[n].block for n in numbers) < need:
             numbers.append(unused.pop(0))
-        blocks = torch.cat([torch.full((images[n].shape.tokens,), n) for n in numbers]) if numbers else torch.empty(0)
+        blocks = torch.cat([torch.full((images[n].block,), n) for n in numbers]) if numbers else torch.empty(0)
         copies = range(first, first + max(1, repeat))
         if repeat == 0 or any(int(is_visual[r].sum()) != len(blocks) for r in copies):
             raise VisionDropError(
                 f"{found} image placeholder tokens for {len(images)} images of "
-                f"{sorted({i.shape.tokens for i in images})} tokens each: give exactly one image per placeholder"
+                f"{sorted({i.block for i in images})} tokens each: give exactly one image per placeholder"
             )
         for row in copies:
             out[row, is_visual[row]] = blocks.long()

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arrange import join_units, sequence_order, tower_ids
 from .cache import PrunedCache
-from .encoder import EncoderView, Probe, unit_ids
-from .errors import UnsupportedError, VisionDropError
+from .encoder import EncoderView, Probe
+from .errors import VisionDropError
 from .flops import ModelDims
 from .layout import Layout
 from .plan import Ledger, Plan, VisualShape
@@ -70,34 +71,48 @@ class Pruner:
         """Tokens per layer, cache entries and FLOPs for an ordinary image of this model."""
         return self.plan.ledger(self.dims, text_tokens)
 
-    def encode(self, hidden: Tensor, probe: Probe, heads: int, shape: VisualShape) -> tuple[Tensor, Selection]:
-        """Run the encoder stage on tower output.
+    def encode(
+        self,
+        hidden: Tensor,
+        probe: Probe,
+        heads: int,
+        shape: VisualShape,
+        images: list[int],
+        total: int,
+        grids: list[tuple[int, int]] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the encoder stage on tower output, and line the units' rows up for the LLM.
 
         Args:
-            hidden: [U, R, D] output of the feature layer, for all units of images of one shape, image after image.
+            hidden: [I * U, R, D] output of the feature layer, for all units of I images of one shape, image after image.
             probe: queries and keys of that layer.
+            images: ordinals of these images in the batch, ascending; total: images in the batch.
+            grids: per image (W, H) tiles, for anyres images.
 
         Returns:
-            ([U, keep, D] states for the projector, the selection).
+            ([I, U * keep, D] states for the projector in the LLM's order, [I, U * keep] their ids when recording).
         """
-        stage = self.plan_for(shape).encoder
+        stage, units, rows = self.plan_for(shape).encoder, shape.units, hidden.shape[1]
         view = EncoderView(hidden, probe, heads, shape.cls, stage.keep, self.chunk)
         selection = stage.select(view)
         value = gather_rows(hidden, selection.index) if selection.value is None else selection.value
-        return value, selection
-
-    def record_encoder(self, images: list[int], total: int, shape: VisualShape, selection: Selection, value: Tensor):
-        """Write the encoder stage of some images into the report; returns their new ids [I, units * keep].
-
-        Args:
-            images: ordinals in the batch; total: images in the batch; value: [U, keep, D].
-        """
+        value = value.reshape(len(images), -1, value.shape[-1])
+        if units == 1 and not self.record:
+            return value, None
+        ids = tower_ids(units, shape.patches, shape.cls).to(hidden.device).expand(len(images), -1)
+        sequence = ids.reshape(-1, rows).gather(1, selection.index).view(len(images), units, -1)
+        if units > 1:
+            dominant = sequence.shape[2] if selection.dominant is None else selection.dominant
+            order = sequence_order(sequence, dominant, shape.patches, None if stage.order == "unit" else grids)
+            value = gather_rows(value, order)
+            sequence = sequence.flatten(1).gather(1, order)
+        if not self.record:
+            return value, None
         if not self.report.stages or images[0] == 0:
             self.report.stages = [StageReport.empty("encoder", total)]
-        ids = unit_ids(shape.units, shape.patches, shape.cls, value.device).repeat(len(images), 1)
-        if shape.units > 1:
-            raise UnsupportedError("the report of several units is not available for this model")
-        return self.report.stages[0].record(images, ids, selection, value)
+        return value, self.report.stages[0].record(
+            images, ids, join_units(selection, units, rows), value, sequence.flatten(1)
+        )
 
     def seed_of(self, pixels: Tensor) -> int:
         """A fingerprint of one image's pixels for seeded methods, the same in every batch; 0 for the others."""

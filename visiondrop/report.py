@@ -1,6 +1,6 @@
 """What a handle remembers of the last prefill, in original patch ids.
 
-With several crops or frames a patch id is unit x patches + patch, and unit c's [CLS] is -1 - c.
+With several crops or frames a patch id is unit x patches + patch, and unit c's [CLS] is -1 - c (see `arrange`).
 """
 
 from dataclasses import dataclass, field
@@ -17,11 +17,12 @@ class StageReport:
 
     Attributes:
         layer: "encoder", or the first 0-based decoder layer that sees the shorter sequence.
-        dominant: [K] ids of unmerged tokens, in sequence order.
-        reference: [C] ids of contextual tokens (each carries its reference's id).
+        dominant: [K] ids of unmerged tokens, in sequence order (encoder stage: unit after unit).
+        reference: [C] ids of contextual tokens (each carries its reference's id), likewise.
         merged: [N] ids merged away; assignment: [N] index into `reference`, -1 = discarded.
-        hidden: [K + C, D] visual states right after the stage (encoder stage: before the projector).
+        hidden: [K + C, D] visual states right after the stage, in sequence order (encoder stage: before the projector).
         scores: [n] scores of the tokens the stage received; origin: [n] their ids.
+        sequence: [K + C] ids of all tokens that go on, in sequence order.
     """
 
     layer: int | str
@@ -32,23 +33,28 @@ class StageReport:
     hidden: list[Tensor | None]
     scores: list[Tensor | None]
     origin: list[Tensor | None]
+    sequence: list[Tensor | None]
 
     @classmethod
     def empty(cls, layer: int | str, images: int) -> "StageReport":
         """A report with a place for each of `images`."""
-        return cls(layer, *([None] * images for _ in range(7)))
+        return cls(layer, *([None] * images for _ in range(8)))
 
     def kept(self, image: int = 0) -> Tensor:
         """[K + C] ids of all tokens that go on, in sequence order."""
-        return torch.cat([self.dominant[image], self.reference[image]])
+        return self.sequence[image]
 
-    def record(self, images: list[int], ids: Tensor, selection: Selection, values: Tensor) -> Tensor:
-        """Store the outcome for the `images` (ordinals) of one group; returns the new ids [I, M].
+    def record(
+        self, images: list[int], ids: Tensor, selection: Selection, values: Tensor, sequence: Tensor | None = None
+    ) -> Tensor:
+        """Store the outcome for the `images` (ordinals) of one group; returns the new ids [I, M] in sequence order.
 
         Args:
-            ids: [I, n] ids of the incoming tokens; values: [I, M, D] outgoing states.
+            ids: [I, n] ids of the incoming tokens; values: [I, M, D] outgoing states in sequence order.
+            sequence: [I, M] outgoing ids where their order is not that of `selection.index`.
         """
         out = ids.gather(1, selection.index)
+        sequence = out if sequence is None else sequence
         kept = out.shape[1] if selection.dominant is None else selection.dominant
         none = ids.new_empty(0)
         for i, image in enumerate(images):
@@ -59,7 +65,8 @@ class StageReport:
             self.hidden[image] = values[i].detach()
             self.scores[image] = None if selection.scores is None else selection.scores[i].detach().cpu()
             self.origin[image] = ids[i].cpu()
-        return out
+            self.sequence[image] = sequence[i].cpu()
+        return sequence
 
 
 @dataclass

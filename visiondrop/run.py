@@ -134,12 +134,12 @@ class PrefillRun(_Run):
             spans = [layout.spans[i] for i in images]
             rows = [s.row for s in spans]
             plan = pruner.plan_for(shape)
-            group = Group(
-                plan, images, rows, [s.start for s in spans], shape.tokens, rows == list(range(len(layout.lengths)))
-            )
+            block, covers = spans[0].image.block, rows == list(range(len(layout.lengths)))
+            group = Group(plan, images, rows, [s.start for s in spans], block, covers)
             if pruner.record:
-                ids = torch.arange(shape.tokens, device=self.hidden.device).expand(len(images), -1)
-                group.ids = ids if plan.encoder is None else torch.stack([s.image.origin for s in spans]).to(ids.device)
+                every = torch.arange(block)
+                ids = [every if s.image.origin is None else s.image.origin.cpu() for s in spans]
+                group.ids = torch.stack(ids).to(self.hidden.device)
             groups.append(group)
         return groups
 

@@ -4,20 +4,40 @@ Outside the decoder stack only unpruned lengths exist: a placeholder (-200) beco
 visual tokens before pruning, whatever a method will keep of them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from visiondrop.arrange import tower_ids
 from visiondrop.errors import VisionDropError
 from visiondrop.layout import Image, Layout
 from visiondrop.plan import VisualShape
 
+from .anyres import describe_crops, is_anyres
 from .multimodal_encoder.builder import build_vision_tower
 from .multimodal_projector.builder import build_vision_projector
 
 FILLER_ID = 0  # stands for visual tokens in the ids `generate` keeps; their embeddings are given, it is never looked up
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image, however many crops it is cut into, before it is encoded.
+
+    Attributes:
+        shape: for its plan.
+        pixels: [U, 3, H, W], or None for an image of an earlier turn, which lies in the cache.
+        grid: (W, H) tiles of an anyres image, or None.
+        ids: [shape.tokens] ids of its unpruned sequence, where that is not simply what the tower returns.
+    """
+
+    shape: VisualShape
+    pixels: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    ids: Tensor | None = None
 
 
 @dataclass
@@ -60,7 +80,10 @@ class LlavaMetaForCausalLM:
         return self.model.vision_tower
 
     def visual_shape(self) -> VisualShape:
-        """The shape of an ordinary image of this model."""
+        """The shape of an ordinary image of this model; for LLaVA-NeXT, a square one of two by two tiles."""
+        if is_anyres(self.config):
+            side = 2 * self.config.vision_config.image_size
+            return describe_crops(self.config, 5, (side, side)).shape
         tower = self.get_vision_tower()
         extra = int(self.config.mm_vision_select_feature == "cls_patch")
         return VisualShape(
@@ -69,25 +92,90 @@ class LlavaMetaForCausalLM:
             length=tower.num_patches + extra if extra else 0,
         )
 
-    def encode_images(self, images: Tensor | list[Tensor]) -> tuple[list[Tensor], list[Image]]:
-        """Pixels to embeddings.
+    def pictures(self, images: Tensor | list, image_sizes=None) -> list[Picture]:
+        """What the images are, from their pixels and (LLaVA-NeXT) their sizes.
 
         Args:
-            images: [N, 3, H, W] or N tensors [3, H, W].
+            images: [N, 3, H, W] or N tensors [3, H, W]; LLaVA-NeXT: [N, crops, 3, H, W] or N tensors [crops, 3, H, W]
+                (or [3, H, W], an image without tiles).  An item may be None, an image that lies in the cache.
+            image_sizes: N pairs (width, height) of the original images.
+        """
+        if not is_anyres(self.config):
+            shape = self.visual_shape()
+            given = [p for p in images if p is not None]
+            pixels = iter(stack_images(images if len(given) == len(images) else given)) if given else iter(())
+            return [Picture(shape, None if p is None else next(pixels)[None]) for p in images]
+        sizes = [None] * len(images) if image_sizes is None else [tuple(int(n) for n in size) for size in image_sizes]
+        if len(sizes) != len(images):
+            raise VisionDropError(f"{len(sizes)} image_sizes for {len(images)} images: give one (width, height) per image")
+        return [self._crops(image, size) for image, size in zip(images, sizes)]
+
+    def _crops(self, image: Tensor | None, size: tuple[int, int] | None) -> Picture:
+        """One LLaVA-NeXT image."""
+        if image is not None and image.ndim == 3:
+            image = image[None]
+        if image is not None and (image.ndim != 4 or image.shape[1] != 3):
+            raise VisionDropError(f"a LLaVA-NeXT image of shape {tuple(image.shape)}: allowed is [crops, 3, H, W]")
+        crops = describe_crops(self.config, None if image is None else len(image), size)
+        return Picture(crops.shape, image, crops.grid, crops.ids)
+
+    def encode_images(self, images: Tensor | list, image_sizes=None) -> tuple[list[Tensor], list[Image]]:
+        """Pixels to embeddings; arguments as in `pictures`.
 
         Returns:
             (N tensors [m, D]: m rows after the encoder stage, or all; the layout's account of each image).
         """
-        pixels = stack_images(images)
-        tower, shape, origin = self.get_vision_tower(), self.visual_shape(), None
-        pruner = tower.pruner
-        if pruner is not None and pruner.plan_for(shape).encoder is not None:
-            features, origin = tower.staged(pixels, shape)
-        else:
-            features = tower(pixels)
-        embeds = self.model.mm_projector(features)
-        accounts = [tower.image(shape, None if origin is None else origin[i], p) for i, p in enumerate(pixels)]
-        return list(embeds), accounts
+        return self.encode_pictures(self.pictures(images, image_sizes))
+
+    def encode_pictures(self, pictures: list[Picture]) -> tuple[list[Tensor], list[Image]]:
+        """`encode_images`, image by image described."""
+        embeds: list = [None] * len(pictures)
+        origins: list = [None] * len(pictures)
+        if any(p.pixels is None for p in pictures):
+            raise VisionDropError("an image of this prompt is not in the cache: give the images of all its placeholders")
+        for shape, ordinals in _by_shape(pictures):
+            tower = self.get_vision_tower()
+            pixels = torch.cat([pictures[i].pixels for i in ordinals])
+            if tower.pruner is not None and tower.pruner.plan_for(shape).encoder is not None:
+                grids = [pictures[i].grid for i in ordinals]
+                rows, origin = tower.staged(pixels, shape, ordinals, len(pictures), None if None in grids else grids)
+                found = list(self.model.mm_projector(rows))
+            else:
+                rows = self.model.mm_projector(tower(pixels))
+                rows = rows.view(len(ordinals), -1, rows.shape[-1])
+                found = [self._pack(row, pictures[i]) for row, i in zip(rows, ordinals)]
+                origin = [self._unpruned_ids(pictures[i]) for i in ordinals]
+            for k, i in enumerate(ordinals):
+                embeds[i], origins[i] = found[k], None if origin is None else origin[k]
+        return embeds, [self.account(p, o) for p, o in zip(pictures, origins)]
+
+    def account(self, picture: Picture, origin: Tensor | None = None) -> Image:
+        """The layout's account of one image."""
+        pruner = self.get_vision_tower().pruner
+        seed = 0 if pruner is None or picture.pixels is None else pruner.seed_of(picture.pixels)
+        return Image(picture.shape, origin, seed, self._room(picture.shape))
+
+    def _room(self, shape: VisualShape) -> int:
+        """Positions that the rows left by an encoder stage need."""
+        pruner = self.get_vision_tower().pruner
+        return 0 if pruner is None else pruner.plan_for(shape).entry
+
+    def _pack(self, rows: Tensor, picture: Picture) -> Tensor:
+        """Projected rows [U * R, D] of one image as its unpruned sequence: unpadding undone, newlines put in."""
+        if picture.ids is None:
+            return rows
+        ids = picture.ids.to(rows.device)
+        if picture.shape.source == "anyres":
+            rows = torch.cat([rows, self.model.image_newline[None].to(rows.device, rows.dtype)])
+            ids = torch.where(ids < 0, len(rows) - 1, ids)
+        return rows[ids]
+
+    def _unpruned_ids(self, picture: Picture) -> Tensor | None:
+        """Ids of an unpruned sequence for the report; None = 0 … tokens-1."""
+        shape = picture.shape
+        if picture.ids is not None or shape.tokens == shape.units * shape.patches:
+            return picture.ids
+        return tower_ids(shape.units, shape.patches, cls=True)
 
     def expand_prompt(
         self,
@@ -96,12 +184,13 @@ class LlavaMetaForCausalLM:
         images,
         labels: Tensor | None = None,
         past: int = 0,
+        image_sizes=None,
     ) -> Prompt:
         """Put images into prompts.
 
         Args:
             input_ids: [B, T0] with -200 where an image stands; attention_mask: [B, T0] or None.
-            images: see `encode_images`; one per placeholder, row-major.
+            images, image_sizes: see `pictures`; one per placeholder, row-major.
             past: columns already in the cache; images that lie wholly before are not encoded again.
 
         Raises:
@@ -114,14 +203,12 @@ class LlavaMetaForCausalLM:
                 f"{given} images for {holes} <image> placeholders (id {IMAGE_TOKEN_INDEX}): give exactly one image per "
                 "placeholder, in the order of the rows"
             )
-        tokens = self.visual_shape().tokens
-        rows = _expand_rows(input_ids, attention_mask, labels, tokens, strip=past == 0)
+        pictures = [] if images is None else self.pictures(images, image_sizes)
+        blocks = [Image(p.shape, room=self._room(p.shape)).block for p in pictures]
+        rows = _expand_rows(input_ids, attention_mask, labels, blocks, strip=past == 0)
         ids, mask, ordinals, new_labels = _pad_left(rows, input_ids.device)
         needed = bool((ordinals[:, past:] >= 0).any())
-        if needed:
-            features, accounts = self.encode_images(images)
-        else:
-            features, accounts = [], [Image(self.visual_shape())] * given
+        features, accounts = self.encode_pictures(pictures) if needed else ([], [self.account(p) for p in pictures])
         embeds = self.model.embed_tokens(ids)
         if needed:
             embeds = _place(embeds, ordinals, features)
@@ -146,8 +233,18 @@ def stack_images(images: Tensor | list[Tensor]) -> Tensor:
     return images
 
 
-def _expand_rows(input_ids: Tensor, mask: Tensor | None, labels: Tensor | None, tokens: int, strip: bool) -> list[tuple]:
-    """Per row (ids, mask, ordinals, labels) with every placeholder replaced by `tokens` positions."""
+def _by_shape(pictures: list[Picture]) -> Iterator[tuple[VisualShape, list[int]]]:
+    """Ordinals of the images of each shape, shapes in order of appearance."""
+    groups: dict[VisualShape, list[int]] = {}
+    for i, picture in enumerate(pictures):
+        groups.setdefault(picture.shape, []).append(i)
+    yield from groups.items()
+
+
+def _expand_rows(
+    input_ids: Tensor, mask: Tensor | None, labels: Tensor | None, blocks: list[int], strip: bool
+) -> list[tuple]:
+    """Per row (ids, mask, ordinals, labels) with the n-th placeholder replaced by `blocks[n]` positions."""
     rows, ordinal = [], 0
     for b, line in enumerate(input_ids.tolist()):
         valid = [True] * len(line) if mask is None else mask[b].bool().tolist()
@@ -157,7 +254,7 @@ def _expand_rows(input_ids: Tensor, mask: Tensor | None, labels: Tensor | None, 
             if not ok and strip:
                 continue
             visual = token == IMAGE_TOKEN_INDEX
-            count = tokens if visual else 1
+            count = blocks[ordinal] if visual else 1
             ids += [FILLER_ID if visual else token] * count
             keep += [ok] * count
             places += [ordinal if visual else -1] * count

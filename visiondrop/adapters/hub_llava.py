@@ -117,10 +117,8 @@ class HubLlavaAdapter:
         for i, layer in enumerate(layers[:last]):
             with probe.watch(layer.self_attn) if i == last - 1 else nullcontext():
                 hidden = layer(hidden, None)
-        value, selection = self.pruner.encode(hidden, probe, layers[0].self_attn.num_heads, shape)
-        origin = None
-        if self.pruner.record:
-            origin = self.pruner.record_encoder(list(range(len(pixels))), len(pixels), shape, selection, value)
+        ordinals = list(range(len(pixels)))
+        value, origin = self.pruner.encode(hidden, probe, layers[0].self_attn.num_heads, shape, ordinals, len(pixels))
         kept = self.inner.multi_modal_projector(value)
         blocks = kept.new_zeros(len(kept), shape.tokens, kept.shape[-1])
         blocks[:, : kept.shape[1]] = kept

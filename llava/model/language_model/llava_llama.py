@@ -100,8 +100,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
         Args:
             input_ids: [B, T0] with -200 where an image stands.
-            images: [N, 3, H, W] or N tensors [3, H, W], one per placeholder, row-major.
-            image_sizes: (width, height) of the original images; not needed for square padding.
+            images: [N, 3, H, W] or N tensors [3, H, W], one per placeholder, row-major; LLaVA-NeXT: [N, crops, 3, H, W]
+                or N tensors [crops, 3, H, W].
+            image_sizes: (width, height) of the original images; needed by LLaVA-NeXT only.
             labels: as in `LlamaForCausalLM`, only while nothing is pruned.
             layout: made by `generate`; leave it out.
 
@@ -111,7 +112,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         """
         if images is not None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            prompt = self.expand_prompt(input_ids, attention_mask, images, labels, past)
+            prompt = self.expand_prompt(input_ids, attention_mask, images, labels, past, image_sizes)
             layout = self.layout_of(prompt.ordinals[:, past:], prompt.mask[:, past:], prompt.images)
             if self.pruner is not None:
                 self.pruner.place_prompt_ends(layout, prompt.ids[:, past:], first_pixels(images))
@@ -164,9 +165,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         if images is None and past and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
-            prompt = self.expand_prompt(input_ids, kwargs.pop("attention_mask", None), [None] * int((input_ids == IMAGE_TOKEN_INDEX).sum()), past=past)
+            images_before = [None] * int((input_ids == IMAGE_TOKEN_INDEX).sum())
         else:
-            prompt = self.expand_prompt(input_ids, kwargs.pop("attention_mask", None), images, past=past)
+            images_before = images
+        mask = kwargs.pop("attention_mask", None)
+        prompt = self.expand_prompt(input_ids, mask, images_before, past=past, image_sizes=image_sizes)
         with self._freeze(prompt, images):
             output = super().generate(
                 inputs=prompt.ids,

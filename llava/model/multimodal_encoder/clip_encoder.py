@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from visiondrop.encoder import Probe
-from visiondrop.layout import Image
 from visiondrop.plan import VisualShape
 
 from .modeling_clip import CLIPVisionBackbone
@@ -67,24 +66,23 @@ class CLIPVisionTower(nn.Module):
         features = self.clip.features(pixel_values.to(self.device, self.dtype), self.select_layer)
         return features if self.select_feature == "cls_patch" else features[:, 1:]
 
-    def staged(self, pixel_values: Tensor, shape: VisualShape, first: int = 0, total: int | None = None):
+    def staged(
+        self,
+        pixel_values: Tensor,
+        shape: VisualShape,
+        images: list[int],
+        total: int,
+        grids: list[tuple[int, int]] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Features after the encoder stage.
 
         Args:
-            pixel_values: [I, 3, H, W], one unit per image.
-            first, total: place of these images among all of the batch, for the report.
+            pixel_values: [I * U, 3, H, W], all units of I images of one shape.
+            images, total, grids: see `Pruner.encode`.
 
         Returns:
-            ([I, keep, D], [I, keep] original patch ids or None).
+            ([I, U * keep, D] in the LLM's order, [I, U * keep] ids or None).
         """
         probe = Probe()
         hidden = self.clip.features(pixel_values.to(self.device, self.dtype), self.select_layer, probe)
-        value, selection = self.pruner.encode(hidden, probe, self.config.num_attention_heads, shape)
-        if not self.pruner.record:
-            return value, None
-        images = list(range(first, first + len(pixel_values)))
-        return value, self.pruner.record_encoder(images, total or len(images), shape, selection, value)
-
-    def image(self, shape: VisualShape, origin: Tensor | None, pixels: Tensor) -> Image:
-        """The layout's account of one image."""
-        return Image(shape, origin, self.pruner.seed_of(pixels) if self.pruner is not None else 0)
+        return self.pruner.encode(hidden, probe, self.config.num_attention_heads, shape, images, total, grids)
