@@ -237,6 +237,6 @@ class Ledger:
         lines.append(f"  mean {self.mean:.2f} tokens per layer ({100 * self.mean / shape.tokens:.1f} % of {shape.tokens})")
         lines.append(
             f"  prefill {self.flops / 1e12:.3f} TFLOPs, {self.cache_entries} cache entries "
-            f"({self.text_tokens} text tokens, {self.dims.name})"
+            f"({self.text_tokens} text tokens, widths of {self.dims.name})"
         )
         return "\n".join(lines + [f"  note: {note}" for note in plan.notes])

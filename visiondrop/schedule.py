@@ -9,6 +9,7 @@ residue, which makes the mean exact.  This reproduces the counts the authors pub
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 
 from .errors import VisionDropError
@@ -22,8 +23,11 @@ def nearest(x: float) -> int:
 
 
 def scale_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Layer counts stated for 32 layers, moved to a stack of `depth`: max(1, round(l * depth / 32)), distinct."""
-    scaled = tuple(max(1, nearest(layer * depth / REFERENCE_DEPTH)) for layer in layers)
+    """Layer counts stated for 32 layers, moved to a stack of `depth`: max(1, round(l * depth / 32)), distinct.
+
+    Python's `round`: FastV's K = 2 stays 2 in the 40 layers of a 13B model (2.5), as others run it.
+    """
+    scaled = tuple(max(1, round(layer * depth / REFERENCE_DEPTH)) for layer in layers)
     if any(b <= a for a, b in zip(scaled, scaled[1:])) or (scaled and scaled[-1] >= depth):
         raise VisionDropError(
             f"the stage layers {list(layers)} (stated for {REFERENCE_DEPTH} layers) become {list(scaled)} in a stack of "
@@ -31,6 +35,15 @@ def scale_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
             f"--option layers={','.join(str(max(1, depth * k // 4)) for k in (1, 2, 3))}"
         )
     return scaled
+
+
+def check_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
+    """`layers` if they are distinct ascending 0-based layers of a stack of `depth`, else an error."""
+    if list(layers) != sorted(set(layers)) or any(not 0 <= layer < depth for layer in layers):
+        raise VisionDropError(
+            f"layers={','.join(map(str, layers))}: give distinct ascending layers in 0 … {depth - 1}, e.g. layers=8,16,24"
+        )
+    return tuple(layers)
 
 
 def segment_lengths(layers: Sequence[int], depth: int) -> tuple[int, ...]:
@@ -49,17 +62,25 @@ def decay(weights: Sequence[int], first: float, total: float) -> float:
     return high
 
 
-def geometric(weights: Sequence[int], first: int, total: int) -> tuple[int, ...] | None:
+@lru_cache(maxsize=64)
+def _moves(size: int, reach: int) -> tuple[tuple[int, ...], ...]:
+    """All moves of `size` counts by up to `reach` tokens, the smallest first."""
+    return tuple(sorted(product(range(-reach, reach + 1), repeat=size), key=lambda m: (sum(map(abs, m)), m)))
+
+
+def geometric(weights: Sequence[int], first: int, total: int, least: int = 1) -> tuple[int, ...] | None:
     """Token counts per segment: `first`, then geometric, rounded to nearest, the last taking the residue.
 
     Args:
         weights: layers in each segment.
         first: count in the first segment.
         total: wanted sum over layers of the count (budget x depth).
+        least: smallest count allowed in any segment.
 
     Returns:
-        Non-increasing counts, all >= 1, with sum(w * n) == total; or None where there are none.  Where the last
-        segment's length does not divide the residue, inner counts move by the fewest tokens that make it do.
+        Non-increasing counts, all >= least, with sum(w * n) == total; or None where there are none.  Where the last
+        segment's length does not divide the residue, or the last count comes out too small, inner counts move by the
+        fewest tokens that help.
     """
     if len(weights) == 1:
         return (first,) if first * weights[0] == total else None
@@ -67,17 +88,29 @@ def geometric(weights: Sequence[int], first: int, total: int) -> tuple[int, ...]
         return None
     r = decay(weights, first, total)
     inner = [nearest(first * r**k) for k in range(1, len(weights) - 1)]
-    reach = range(-weights[-1], weights[-1] + 1)
-    moves = sorted(product(reach, repeat=len(inner)), key=lambda m: (sum(map(abs, m)), m)) if inner else [()]
-    for move in moves:
+    for move in _moves(len(inner), weights[-1]):
         counts = [first, *(n + d for n, d in zip(inner, move))]
         residue = total - sum(w * n for w, n in zip(weights, counts))
         if residue % weights[-1]:
             continue
         counts.append(residue // weights[-1])
-        if counts[-1] >= 1 and all(a >= b for a, b in zip(counts, counts[1:])):
+        if counts[-1] >= least and all(a >= b for a, b in zip(counts, counts[1:])):
             return tuple(counts)
     return None
+
+
+def per_unit(tokens: int, shape) -> int | None:
+    """Tokens every unit keeps where all keep alike and nothing is removed later.
+
+    Args:
+        tokens: the budget, stated for `shape.nominal_units`; shape: the image's `VisualShape`.
+
+    Returns:
+        None where no whole number brings the mean within one token of the budget.
+    """
+    count = nearest(tokens / shape.nominal_units)
+    fits = 1 <= count <= shape.patches and count * shape.units <= shape.tokens
+    return count if fits and abs(count * shape.nominal_units - tokens) <= 1 else None
 
 
 def split(count: int, dominant_ratio: float) -> tuple[int, int]:

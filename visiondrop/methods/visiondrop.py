@@ -11,7 +11,7 @@ from ..errors import VisionDropError
 from ..options import choice, fraction, integers, on_off
 from ..plan import EncoderStage, Plan, Stage, VisualShape
 from ..registry import register
-from ..schedule import geometric, nearest, scale_layers, segment_lengths, split
+from ..schedule import check_layers, geometric, nearest, scale_layers, segment_lengths, split
 from ..scores import SCORE_MASKS
 from ..selection import Selection, top_k, with_cls
 from ..selection import merge as merge_tokens
@@ -53,7 +53,9 @@ def plan(
     choice("score", score, ("visual", "text")), choice("score_mask", score_mask, SCORE_MASKS)
     merging, encoding = on_off("merge", merge), on_off("encoder", encoder)
     share = fraction("dominant_ratio", dominant_ratio) if merging else 1.0
-    at = integers("layers", layers) if layers is not None else scale_layers(LAYERS, shape.layers)
+    at = scale_layers(LAYERS, shape.layers)
+    if layers is not None:
+        at = check_layers(integers("layers", layers), shape.layers)
 
     total = nearest(tokens * shape.scale * shape.layers)
     per_unit = shape.patches if not encoding else (
@@ -62,10 +64,13 @@ def plan(
         else nearest(FIRST_STAGE[shape.kind] * tokens / shape.nominal_units)
     )
     first = per_unit * shape.units if encoding else shape.tokens
-    counts = geometric(segment_lengths(at, shape.layers), first, total) if per_unit <= shape.patches else None
-    pairs = [split(n, share) for n in counts] if counts else []
-    if not counts or any(d < 1 for d, _ in pairs) or split(per_unit, share)[0] < 1:
+    least = next(n for n in range(1, shape.patches + 1) if split(n, share)[0] >= 1)  # a stage keeps a dominant token
+    if not least <= per_unit <= shape.patches:
         return None
+    counts = geometric(segment_lengths(at, shape.layers), first, total, least)
+    if counts is None:
+        return None
+    pairs = [split(n, share) for n in counts]
 
     first_stage = None
     if encoding:
