@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Makes the environment and runs the tests.  Run: bash scripts/test.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -z "${PYTHON:-}" ]; then
+    bash scripts/setup.sh
+    PYTHON=.venv/bin/python
+fi
+# One thread per process: the models are small, and the machine may be shared.
+export OMP_NUM_THREADS=1 PYTHON
+exec "$PYTHON" -m pytest -q "$@"
