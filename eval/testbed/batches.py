@@ -28,7 +28,8 @@ class Stage:
     grid: patches per side; questions: per image, 0 trains the tower alone; mix: share of each kind; long_mix takes its
     place on every `long_every`-th step (three-hop questions are long, and the longest question sets the packed length);
     rate, end_rate: learning rate at the start (after `warmup` steps) and at the end, a straight line between;
-    labels: weight of the patch-label and object-set losses; bridge: weight of the loss on the first hop's result.
+    labels: weight of the patch-label and object-set losses; bridge: weight of the loss on the first hop's result;
+    depth: decoder layers that are run, 0 for all of them.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Stage:
     warmup: int = 100
     labels: float = 1.0
     bridge: float = 0.3
+    depth: int = 0
 
 
 @dataclass(frozen=True)

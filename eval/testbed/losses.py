@@ -39,7 +39,7 @@ def compute_losses(weights: Weights, sizes: Sizes, batch: Batch, stage: Stage, d
     total = total * stage.labels
     if stage.questions:
         layout = Layout(torch.tensor(PREFIX, device=features.device), batch.question_ids, batch.visual_positions, batch.question_start)
-        states, middle = decode(cast, sizes, features, layout, probe=sizes.layers // 2 if stage.bridge else 0)
+        states, middle = decode(cast, sizes, features, layout, sizes.layers // 2 if stage.bridge else 0, stage.depth)
         loss, more = _answer_losses(cast, states, middle, batch, stage.bridge)
         total, report = total + loss, report | more
     return total, {name: value.detach() for name, value in report.items()}

@@ -60,7 +60,10 @@ class Layout:
 
 
 def init_weights(sizes: Sizes, seed: int) -> Weights:
-    """Fresh float32 weights: normal 0.02 as in LLaMA, residual outputs scaled down with depth, norms 1, biases 0."""
+    """Fresh float32 weights: residual outputs scaled down with depth, norms 1, biases 0.
+
+    The upper half of the decoder starts as the identity (its residual outputs are 0): the curriculum adds it later.
+    """
     generator = torch.Generator().manual_seed(seed)
     weights: Weights = {}
 
@@ -99,14 +102,14 @@ def init_weights(sizes: Sizes, seed: int) -> Weights:
     normal("model.embed_tokens.weight", sizes.vocabulary, d, std=0.5)
     for layer in range(sizes.layers):
         at = f"model.layers.{layer}."
+        residual = (2 * sizes.layers) ** -0.5 if layer < (sizes.layers + 1) // 2 else 0.0
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            scale = (2 * sizes.layers) ** -0.5 if name == "o_proj" else 1.0
-            linear(f"{at}self_attn.{name}", d, d, False, std_d * scale)
+            linear(f"{at}self_attn.{name}", d, d, False, std_d * (residual if name == "o_proj" else 1.0))
         norm(f"{at}input_layernorm", d, False)
         norm(f"{at}post_attention_layernorm", d, False)
         linear(f"{at}mlp.gate_proj", sizes.mlp, d, False, std_d)
         linear(f"{at}mlp.up_proj", sizes.mlp, d, False, std_d)
-        linear(f"{at}mlp.down_proj", d, sizes.mlp, False, (sizes.mlp * 2 * sizes.layers) ** -0.5)
+        linear(f"{at}mlp.down_proj", d, sizes.mlp, False, sizes.mlp**-0.5 * residual)
     norm("model.norm", d, False)
     normal("lm_head.weight", sizes.vocabulary, d)
     return weights
@@ -148,10 +151,10 @@ def encode(weights: Weights, sizes: Sizes, pixels: torch.Tensor, cells: torch.Te
     return x[:, 1:], x[:, 0], attention[:, :, 0, 1:].mean(1)
 
 
-def decode(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layout, probe: int = 0):
+def decode(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layout, probe: int = 0, depth: int = 0):
     """Projector and decoder over packed questions.
 
-    features: [B, V, D]. Returns the normed final states of the question tokens [B, Q, T, D], and, when probe > 0, the
+    features: [B, V, D]; depth: how many layers are run, 0 for all. Returns the normed final states of the question tokens [B, Q, T, D], and, when probe > 0, the
     normed states after `probe` layers as well (else None).
     """
     batch, questions, length = layout.question_ids.shape
@@ -167,11 +170,12 @@ def decode(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layou
     rope = rope_table(positions, sizes.width // sizes.heads, sizes.rope_theta, x.dtype)
     mask = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu(1)
     middle = None
-    for layer in range(sizes.layers):
-        last = layer == sizes.layers - 1  # nothing reads the prefix after the last layer
+    depth = depth or sizes.layers
+    for layer in range(depth):
+        last = layer == depth - 1  # nothing reads the prefix after the last layer
         x = _decoder_layer(weights, sizes, f"model.layers.{layer}.", x, (prefix, questions, length), rope, mask, last)
         if layer + 1 == probe:
-            middle = _rms_norm(weights, "model.norm", x[:, prefix:], sizes).view(batch, questions, length, -1)
+            middle = _rms_norm(weights, "model.norm", x if last else x[:, prefix:], sizes).view(batch, questions, length, -1)
     return _rms_norm(weights, "model.norm", x, sizes).view(batch, questions, length, -1), middle
 
 
@@ -247,7 +251,7 @@ class _UnitRms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, epsilon: float) -> torch.Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
         inverse = (length.square() / x.shape[-1] + epsilon).rsqrt().to(x.dtype)
         y = x * inverse
         ctx.save_for_backward(y, inverse)

@@ -129,7 +129,7 @@ class Trainer:
                 bar.set_postfix({k: f"{means[k]:.2f}" for k in ("exist", "digit", "count", "hop2") if k in means})
                 sums = {}
             if stage.questions and (self.step % VALIDATE_EVERY == 0 or self.step == stage.steps):
-                self._log("validation", self.validate())
+                self._log("validation", self.validate(stage.depth))
             if self.step % SAVE_EVERY == 0 or self.stopping:
                 self.save()
             if self.stopping:
@@ -151,10 +151,10 @@ class Trainer:
         return float(loss.detach()), report
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self, depth: int = 0) -> dict[str, float]:
         """Accuracy per kind at the full 576 tokens on fresh scenes of the validation split, teacher-forced."""
         right: dict[str, list[float]] = {}
-        stage = Stage("validation", FULL_GRID, 1, 8, questions=1, bridge=0.0)
+        stage = Stage("validation", FULL_GRID, 1, 8, questions=1, bridge=0.0, depth=depth)
         for first in range(0, VALIDATION_IMAGES, stage.batch):
             scenes = [draw_scene("validation", VALIDATION_START + first + i) for i in range(stage.batch)]
             asked = []

@@ -1,0 +1,176 @@
+"""The testbed's question sets, written as parquet in the shape `datasets` and lmms-eval read.
+
+    python -m eval.testbed.sets --out data            # data/visiondrop-testbed/{validation,test,quick}/...parquet
+    python -m eval.testbed.sets --chance              # chance levels of every kind, and the sets' digests
+
+Set `test` is asked once per finished model, `validation` is for choosing, `quick` (other scenes of the test split) for a first
+look. A row names its scene by split and number; the picture is drawn when it is asked for (2 ms), so a set is 100 kB. Kinds are equally frequent, answers of a kind as equal as the scenes allow, up to four questions share a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.testbed.questions import KINDS, Question, draw_question
+from eval.testbed.scenes import VERSION, Scene, draw_scene, scene_rng
+from visiondrop.errors import VisionDropError
+
+DATASET = "visiondrop-testbed"
+QUESTIONS_PER_IMAGE = 4
+
+
+@dataclass(frozen=True)
+class SetSpec:
+    """Where a set's scenes come from and how many questions it has in all."""
+
+    split: str
+    first_scene: int
+    questions: int
+
+
+SETS = {
+    "validation": SetSpec("validation", 0, 2240),
+    "test": SetSpec("test", 0, 2240),
+    "quick": SetSpec("test", 100_000, 500),
+}
+
+
+def draw_set(name: str, kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[int, Scene, list[Question]]]:
+    """(scene index, scene, its questions) of a set, in order; the same for every call."""
+    if name not in SETS:
+        raise VisionDropError(f"unknown question set {name!r}: use one of {', '.join(SETS)}.")
+    spec = SETS[name]
+    wanted = {kind: spec.questions // len(kinds) + (i < spec.questions % len(kinds)) for i, kind in enumerate(kinds)}
+    seen: Counter = Counter()
+    index = spec.first_scene
+    while any(wanted.values()):
+        scene, rng = draw_scene(spec.split, index), scene_rng(spec.split, index, purpose=1)
+        asked: list[Question] = []
+        # the kinds that lack most questions first, so that rare ones are not left to the end
+        for kind in sorted(kinds, key=lambda kind: -wanted[kind]):
+            question = draw_question(kind, scene, rng, seen) if wanted[kind] and len(asked) < QUESTIONS_PER_IMAGE else None
+            if question is not None:
+                asked.append(question)
+                seen[kind, question.answer] += 1
+                wanted[kind] -= 1
+        if asked:
+            yield index, scene, asked
+        index += 1
+
+
+def rows_of(name: str) -> Iterator[dict]:
+    """Rows of a set; `object_patches` and `needed_patches` are raster numbers 0..575 of patches that show any object, or an
+    object the question is about (for oracles and figures; no method may read them)."""
+    number = 0
+    for index, scene, asked in draw_set(name):
+        owner = scene.labels.things
+        for question in asked:
+            needed = sorted({thing for hop in question.things for thing in hop})
+            yield {
+                "question_id": f"{name}-{number:05d}",
+                "image_id": f"{name}-{index:06d}",
+                "split": SETS[name].split,
+                "scene": index,
+                "question": question.text,
+                "answer": question.answer,
+                "kind": question.kind,
+                "hard": question.hard,
+                "object_patches": np.flatnonzero(owner >= 0).tolist(),
+                "needed_patches": np.flatnonzero(np.isin(owner, needed)).tolist(),
+            }
+            number += 1
+
+
+def write_sets(folder: Path, names: tuple[str, ...] = tuple(SETS), progress: bool = True) -> Path:
+    """Writes the sets below folder/visiondrop-testbed and returns that; a finished set of this version is kept."""
+    from datasets import Dataset, Features, Sequence, Value
+
+    home = Path(folder) / DATASET
+    text, patches = Value("string"), Sequence(Value("int64"))
+    features = Features({
+        "question_id": text, "image_id": text, "split": text, "scene": Value("int64"), "question": text, "answer": text, "kind": text,
+        "hard": Value("bool"), "object_patches": patches, "needed_patches": patches,
+    })  # fmt: skip
+    try:
+        for name in names:
+            target = home / name / f"test-v{VERSION}.parquet"
+            if target.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            rows = rows_of(name)
+            if progress:
+                rows = tqdm(rows, total=SETS[name].questions, desc=f"drawing {name}", mininterval=2)
+            unfinished = target.with_suffix(".new")
+            Dataset.from_list(list(rows), features=features).to_parquet(str(unfinished))
+            unfinished.replace(target)
+        (home / "README.md").write_text(_card(home))
+    except OSError as error:
+        raise VisionDropError(f"cannot write the question sets to {home}: {error.strerror or error}; free space and start again.") from error
+    return home
+
+
+def _card(home: Path) -> str:
+    """The README that tells `datasets` which sets are there."""
+    there = sorted(path.relative_to(home) for path in home.glob(f"*/test-v{VERSION}.parquet"))
+    entries = "".join(f"  - config_name: {p.parent}\n    data_files:\n      - {{split: test, path: {p}}}\n" for p in there)
+    return f"---\nconfigs:\n{entries}---\nQuestion sets of the VisionDrop testbed, version {VERSION}. A stand-in, not a public benchmark.\n"
+
+
+def digest(name: str) -> str:
+    """Fingerprint of a set's pixels, questions and answers, independent of the file format (first 16 hex digits of SHA-256)."""
+    total = hashlib.sha256()
+    for _, scene, asked in draw_set(name):
+        total.update(scene.image.tobytes())
+        total.update(json.dumps([[q.kind, q.text, q.answer] for q in asked]).encode())
+    return total.hexdigest()[:16]
+
+
+def chance_levels(name: str) -> dict[str, float]:
+    """Share of right answers, per kind, of the best guesser that reads the question's form but sees nothing.
+
+    For each beginning of a question ("What shape", "Is there") it always gives that form's most frequent answer.
+    """
+    forms: dict[tuple[str, str], Counter] = {}
+    for _, _, asked in draw_set(name):
+        for question in asked:
+            form = (question.kind, " ".join(question.text.split()[:2]))
+            forms.setdefault(form, Counter())[question.answer] += 1
+    right, total = Counter(), Counter()
+    for (kind, _), answers in forms.items():
+        right[kind] += max(answers.values())
+        total[kind] += sum(answers.values())
+    return {kind: right[kind] / total[kind] for kind in total}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Write the testbed's question sets, or print what chance gives on them.")
+    parser.add_argument("--out", type=Path, help="folder that will hold visiondrop-testbed/")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), help="which sets")
+    parser.add_argument("--chance", action="store_true", help="print chance levels and digests as JSON")
+    args = parser.parse_args(argv)
+    try:
+        if args.out is None and not args.chance:
+            raise VisionDropError("nothing to do: give --out FOLDER or --chance.")
+        if args.out is not None:
+            print(write_sets(args.out, tuple(args.sets)))
+        if args.chance:
+            print(json.dumps({name: {"digest": digest(name), "chance": chance_levels(name)} for name in args.sets}, indent=1))
+    except VisionDropError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""What the testbed's task files call: picture, prompt and score of one row.
+
+An answer counts when its first word, lower-cased and without punctuation, is the expected word. Besides `exact_match` over all
+rows every row reports under the name of its kind, so lmms-eval prints one accuracy per kind.
+"""
+
+import re
+
+from PIL import Image
+
+from eval.testbed.scenes import draw_scene
+
+
+def doc_to_visual(doc: dict) -> list:
+    """The picture, drawn here, as a list of one PIL image."""
+    return [Image.fromarray(draw_scene(doc["split"], doc["scene"]).image)]
+
+
+def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
+    """The bare question: the model was trained without a request for short answers."""
+    return doc["question"]
+
+
+def first_word(text: str) -> str:
+    """First word of an answer, lower case, "" when there is none."""
+    found = re.search(r"\w+", text.lower())
+    return found.group() if found else ""
+
+
+def process_results(doc: dict, results: list[str]) -> dict[str, float]:
+    """1 or 0 for the whole set and for the row's kind."""
+    right = float(first_word(results[0]) == doc["answer"])
+    return {"exact_match": right, doc["kind"]: right}
