@@ -1,6 +1,6 @@
 """Reading option values, as given in Python or as text on a command line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import VisionDropError
@@ -51,3 +51,45 @@ def fraction(name: str, value: Any) -> float:
     except (TypeError, ValueError):
         raise VisionDropError(f"{name}={value!r}: allowed are numbers above 0 and up to 1") from None
     return number
+
+
+def share(name: str, value: Any) -> float:
+    """A number in [0, 1]."""
+    try:
+        number = float(value)
+        if not 0 <= number <= 1:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise VisionDropError(f"{name}={value!r}: allowed are numbers from 0 to 1") from None
+    return number
+
+
+def shares(name: str, value: Any) -> tuple[float, ...]:
+    """Numbers in [0, 1]: one, a sequence, or text such as "0.5,0.25,0.125"."""
+    if isinstance(value, str):
+        value = value.strip("[]() ").split(",")
+    return tuple(share(name, item) for item in (value if isinstance(value, Sequence) else [value]))
+
+
+def amounts(tokens: int | None, **explicit: Any) -> None:
+    """Check that a method is given exactly one of: a budget, a preset, explicit amounts.
+
+    Args:
+        explicit: the method's options that fix amounts, `preset` among them where it has presets; None = not given.
+    """
+    given = {name: value for name, value in explicit.items() if value is not None}
+    ways = (tokens is not None) + ("preset" in given) + bool(given.keys() - {"preset"})
+    if ways == 0:
+        others = ", or ".join(f"{name}=…" for name in explicit)
+        raise VisionDropError(f"nothing says how much to keep: give tokens=64 (--tokens 64){', or ' if others else ''}{others}")
+    if ways > 1:
+        budget = {} if tokens is None else {"tokens": tokens}
+        both = " and ".join(f"{name}={value!r}" for name, value in {**budget, **given}.items())
+        raise VisionDropError(f"{both} given together: give the budget, or a preset, or explicit amounts")
+
+
+def preset_of(name: Any, presets: Mapping[str, Any]) -> Any:
+    """The settings called `name`."""
+    if name not in presets:
+        raise VisionDropError(f"preset={name!r}: allowed are {', '.join(map(repr, presets))}")
+    return presets[name]

@@ -26,6 +26,7 @@ class VisualShape:
         length: visual tokens at LLM entry when nothing is pruned, newlines and [CLS] included; 0 = units x patches.
         kind: "image" or "video" (the first stage keeps 1.5 or 3 budgets).
         source: the layout in words, e.g. "anyres"; part of every result row.
+        canvas: (rows, columns) of patches of the stitched tiles that follow the base picture; None = no tiles.
     """
 
     layers: int = 32
@@ -36,6 +37,7 @@ class VisualShape:
     length: int = 0
     kind: str = "image"
     source: str = "pad"
+    canvas: tuple[int, int] | None = None
 
     @property
     def tokens(self) -> int:

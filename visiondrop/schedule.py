@@ -109,8 +109,7 @@ def per_unit(tokens: int, shape) -> int | None:
         None where no whole number brings the mean within one token of the budget.
     """
     count = nearest(tokens / shape.nominal_units)
-    fits = 1 <= count <= shape.patches and count * shape.units <= shape.tokens
-    return count if fits and abs(count * shape.nominal_units - tokens) <= 1 else None
+    return count if 1 <= count <= shape.patches and abs(count * shape.nominal_units - tokens) <= 1 else None
 
 
 def split(count: int, dominant_ratio: float) -> tuple[int, int]:

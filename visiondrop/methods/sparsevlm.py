@@ -1,0 +1,210 @@
+"""SparseVLM v1.5 (Zhang et al., ICML 2025): text tokens that fit the image rate it; part of the pruned is recycled.
+
+Source: `Gumpest/SparseVLMs`, branch v1.5 (`sparsevlm.md` §2-6).  Once, on the input embeddings: raters = text tokens
+behind the image whose share of the image's attention is above the mean.  After layers 2, 6 and 15 of 32: the raters'
+attention in that layer ranks the visual tokens; a table says how many are kept; the best 30 % of the others are
+clustered by density peaks, and every cluster's mean goes on as one token.  Positions are renumbered.
+Scores, distances and densities are float32 in every dtype.  Beyond the original (which would fail): without a rater
+above the mean all the text rates, and without text behind the image the prompt's last token does.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import VisionDropError
+from ..options import amounts, integer, integers, on_off
+from ..plan import Plan, Stage, VisualShape
+from ..registry import register
+from ..schedule import check_layers, nearest, scale_layers
+from ..selection import Selection, complement, gather_rows, top_k
+
+LAYERS = (3, 7, 16)  # of 32, first to see fewer tokens: the authors' "after layers 2, 6, 15"
+TABLES = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}  # kept, clusters not counted
+TABLE_TOKENS = 576
+NOISE = 1e-6
+
+
+@register("sparsevlm")
+def plan(
+    tokens: int | None,
+    shape: VisualShape,
+    *,
+    strict_budget: bool | str = "off",
+    keep: str | tuple[int, ...] | None = None,
+    layers: str | tuple[int, ...] | None = None,
+    noise: Sequence[Tensor] | None = None,
+    seed: int | str = 0,
+) -> Plan | None:
+    """The authors' tables for 192, 128, 96 and 64, which are means at layer outputs; the notes give both counts.
+
+    Args:
+        strict_budget: on = amounts between the tables whose mean at layer inputs is `tokens`.
+        keep: tokens kept by each stage, clusters not counted, instead of a budget.
+        layers: first layers of *this* stack with fewer tokens; default 3, 7, 16 of 32, scaled to its depth.
+        noise: for each stage that prunes a 1-D tensor, uniform in [0, 1), one number per clustered token; the densities
+            get 1e-6 of it.  Drawn from `seed` and the image's fingerprint where not given.
+
+    Returns:
+        The plan, or None where the budget cannot be met.
+    """
+    amounts(tokens, keep=keep)
+    at = scale_layers(LAYERS, shape.layers) if layers is None else check_layers(integers("layers", layers), shape.layers)
+    seed = integer("seed", seed, 0, 2**31 - 1)
+    if keep is not None:
+        kept = integers("keep", keep)
+        if len(kept) != len(at) or min(kept) < 0:
+            raise VisionDropError(f"keep={keep!r}: give {len(at)} counts, one for each stage at {list(at)}")
+    elif on_off("strict_budget", strict_budget):
+        kept = solve(tokens * shape.tokens / shape.nominal, shape.tokens, at, shape.layers)
+    elif shape.nominal == TABLE_TOKENS:
+        kept = TABLES.get(tokens)
+    else:
+        raise VisionDropError(
+            f"sparsevlm has published amounts for {TABLE_TOKENS} visual tokens, not for {shape.nominal}: give "
+            "strict_budget=on (--strict-budget), or keep=… with one count per stage"
+        )
+    if kept is None:
+        return None
+    stages = []
+    for layer, (count, pool, clusters) in zip(at, cascade(kept, shape.tokens)):
+        draw = _noise_source(noise, seed, sum(bool(s.contextual) for s in stages))
+        stages.append(
+            Stage(layer, count + clusters, selector(count, pool, clusters, draw), layer - 1, "rows", count, clusters)
+        )
+    notes = (_both_counts(tokens, stages, shape),)
+    return Plan(
+        "sparsevlm", shape, stages=tuple(stages), text_guided=True, seeded=noise is None, begin=find_raters, notes=notes
+    )
+
+
+def cascade(kept: Sequence[int], total: int) -> list[tuple[int, int, int]]:
+    """(kept, pool to cluster, clusters) of every stage, from `total` tokens; a stage that cannot prune keeps all."""
+    rows = []
+    for count in kept:
+        count = min(count, total)
+        pruned = total - count
+        pool = int(0.3 * pruned) + 1 if pruned else 0
+        clusters = pool // 10 + 1 if pool else 0
+        if clusters >= pruned:
+            count, pool, clusters = total, 0, 0
+        rows.append((count, pool, clusters))
+        total = count + clusters
+    return rows
+
+
+def mean(kept: Sequence[int], total: int, layers: Sequence[int], depth: int) -> float:
+    """Mean tokens at layer inputs when the stages at `layers` keep `kept`."""
+    edges, counts = [0, *layers, depth], [total, *(k + c for k, _, c in cascade(kept, total))]
+    return sum(n * (b - a) for n, a, b in zip(counts, edges, edges[1:])) / depth
+
+
+def solve(wanted: float, total: int, layers: Sequence[int], depth: int) -> tuple[int, ...] | None:
+    """Counts on the line through the authors' tables (and one token, and all) with mean `wanted`, to within a token."""
+    if len(layers) != len(LAYERS):
+        raise VisionDropError(f"strict_budget=on: give {len(LAYERS)} layers, or keep=… with one count per stage")
+    tables = [tuple(n * total / TABLE_TOKENS for n in table) for table in (TABLES[t] for t in sorted(TABLES))]
+    points = [(1, 1, 1), *tables, (total, total, total)]
+
+    def at(place: float) -> tuple[int, ...]:
+        k = min(int(place), len(points) - 2)
+        return tuple(nearest(a + (b - a) * (place - k)) for a, b in zip(points[k], points[k + 1]))
+
+    low, high = 0.0, len(points) - 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean(at(middle), total, layers, depth) < wanted else (low, middle)
+    first, second, third = at(high)
+    near = [(first, second, max(0, third + move)) for move in range(-3, 4)]
+    best = min(near, key=lambda kept: abs(mean(kept, total, layers, depth) - wanted))
+    return best if abs(mean(best, total, layers, depth) - wanted) <= 1 else None
+
+
+def _both_counts(tokens: int | None, stages: Sequence[Stage], shape: VisualShape) -> str:
+    inputs = Plan("sparsevlm", shape, stages=tuple(stages)).tokens_per_layer()
+    outputs = [*inputs[1:], stages[-1].keep if stages else shape.tokens]
+    budget = "" if tokens is None else f"for a budget of {tokens}, "
+    return (
+        f"SparseVLM's authors count tokens at layer outputs: {budget}mean {sum(outputs) / len(outputs):.2f} that way, "
+        f"{sum(inputs) / len(inputs):.2f} at layer inputs as for all methods here"
+    )
+
+
+def _noise_source(noise: Sequence[Tensor] | None, seed: int, stage: int):
+    """`draw(view, size) -> [I, size]` float32 in [0, 1): fed, or drawn per image, whatever the batch."""
+
+    def draw(view, size: int) -> Tensor:
+        if noise is not None:
+            if stage >= len(noise) or len(noise[stage]) != size:
+                raise VisionDropError(
+                    f"noise holds tensors of lengths {[len(n) for n in noise]}: stage {stage + 1} needs one of {size}"
+                )
+            rows = [torch.as_tensor(noise[stage])] * len(view.seeds)
+        else:
+            keys = [zlib.crc32(f"{seed} {image} {stage}".encode()) for image in view.seeds]
+            rows = [torch.rand(size, generator=torch.Generator().manual_seed(key)) for key in keys]
+        return torch.stack(rows).to(view.hidden.device, torch.float32)
+
+    return draw
+
+
+def find_raters(view) -> None:
+    """Store in `view.memory` which text tokens behind the image rate it, in text order over all images (1-D bool)."""
+    text, wanted = view.suffix_hidden()  # [I, S, D], [I, S]
+    logits = view.hidden.float() @ text.float().transpose(1, 2)  # [I, n, S]
+    fit = logits.masked_fill(~wanted[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)  # [I, S]
+    raters = wanted & (fit > fit.sum(dim=1, keepdim=True) / wanted.sum(dim=1, keepdim=True))
+    raters = raters | (wanted & ~raters.any(dim=1, keepdim=True))
+    view.memory["raters"] = raters[wanted]
+
+
+def rate(view) -> Tensor:
+    """[I, n] float32: the raters' attention to every visual token, mean over raters and heads."""
+    rows, wanted = view.from_suffix()  # [I, S, n], [I, S]
+    # Another image in the text shrinks, so places are looked up by their order in the text.
+    weights = torch.zeros_like(wanted).masked_scatter(wanted, view.memory["raters"]).to(rows.dtype)
+    return (weights[:, None] @ rows)[:, 0] / weights.sum(dim=1, keepdim=True)
+
+
+def selector(count: int, pool: int, clusters: int, draw):
+    """Keep `count` slots in order, then the means of `clusters` clusters of the `pool` best others; drop the rest."""
+
+    def select(view) -> Selection:
+        scores, hidden = rate(view), view.hidden
+        kept = top_k(scores, count)
+        pruned = complement(kept, hidden.shape[1])
+        candidates = pruned.gather(1, scores.gather(1, pruned).topk(pool, dim=1).indices)  # by falling score
+        states = gather_rows(hidden, candidates).float()
+        centres, labels = density_peaks(states, clusters, draw(view, pool))
+        member = torch.nn.functional.one_hot(labels, clusters).to(states.dtype)  # [I, pool, C]
+        means = (member.transpose(1, 2) @ states) / (member.sum(dim=1) + 1e-6).unsqueeze(-1)
+        index = torch.cat([kept, candidates.gather(1, centres)], dim=1)
+        merged = complement(index, hidden.shape[1])
+        fate = torch.full_like(scores, -1, dtype=torch.long).scatter_(1, candidates, labels)
+        value = torch.cat([gather_rows(hidden, kept), means.to(hidden.dtype)], dim=1)
+        return Selection(index, value, count, merged, fate.gather(1, merged), scores)
+
+    return select
+
+
+def density_peaks(states: Tensor, clusters: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Density-peak clustering: centres are dense and far from anything denser.
+
+    Args:
+        states: [I, m, D] float32; clusters: C <= m; noise: [I, m] in [0, 1), breaks ties of density.
+
+    Returns:
+        (centres [I, C] long in 0 … m-1, strongest first; labels [I, m] long in 0 … C-1).
+    """
+    distance = torch.cdist(states, states) / states.shape[-1] ** 0.5  # [I, m, m]
+    near = distance.topk(clusters, dim=-1, largest=False).values
+    density = (-(near**2).mean(dim=-1)).exp() + noise * NOISE
+    denser = density[:, None, :] > density[:, :, None]
+    far = distance.flatten(1).amax(dim=1)[:, None, None]
+    separation = torch.where(denser, distance, far).amin(dim=-1)
+    centres = (density * separation).topk(clusters, dim=1).indices
+    to_centre = distance.gather(1, centres[:, :, None].expand(-1, -1, distance.shape[2]))  # [I, C, m]
+    own = torch.arange(clusters, device=centres.device).expand_as(centres)
+    return centres, to_centre.argmin(dim=1).scatter(1, centres, own)
