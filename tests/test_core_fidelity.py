@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import visiondrop
+from llava.model.builder import load_pretrained_model
 from tests import models
+from tests.checkpoints import write_hub, write_original
 
 TRACES = Path(__file__).parent / "golden" / "traces"
 
@@ -49,9 +51,25 @@ class Hub(Native):
         return self.model(input_ids=self.ids, pixel_values=self.pixels).logits[0, -1, :512].numpy()
 
 
-@pytest.fixture(scope="module", params=[Native, Hub], ids=["native", "hub"])
-def side(request):
-    return request.param()
+class FromFiles(Native):
+    """Our own class, loaded from files in the original layout or in the hub's."""
+
+    def __init__(self, path):
+        loaded = load_pretrained_model(
+            str(path), None, "llava-v1.5-7b", device_map="cpu", torch_dtype=torch.float32
+        )
+        self.model = loaded[1]
+        self.ids, self.pixels = torch.tensor([models.prompt()]), models.pixels(0)
+
+
+@pytest.fixture(scope="module", params=["native", "hub class", "original files", "hub files"])
+def side(request, tmp_path_factory):
+    if request.param == "native":
+        return Native()
+    if request.param == "hub class":
+        return Hub()
+    write = write_original if request.param == "original files" else write_hub
+    return FromFiles(write(tmp_path_factory.mktemp("checkpoint")))
 
 
 def test_unpruned_model_equals_official_llava(side):
