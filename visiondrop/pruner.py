@@ -16,6 +16,7 @@ from .errors import VisionDropError
 from .flops import ModelDims
 from .layout import Layout
 from .plan import Ledger, Plan, VisualShape
+from .projections import KnownProjections
 from .registry import make_plan
 from .report import Report, StageReport
 from .run import ContinueRun, PrefillRun
@@ -46,6 +47,7 @@ class Pruner:
         self.method, self.tokens, self.options = method, tokens, options
         self.shape, self.dims, self.record, self.chunk = shape, dims, record, chunk
         self.report = Report()
+        self.known: KnownProjections | None = None
         self._plans: dict[VisualShape, Plan] = {}
         self._frozen: list[list[int]] | None = None
         self._last_prompt: tuple[list[list[int]], list[list[int]], Any] | None = None
@@ -138,6 +140,7 @@ class Pruner:
             cache: None, or any cache of transformers (an unpruned `DynamicCache` becomes a `PrunedCache` in place).
             layout: the images that come with this pass, or None.
         """
+        self.withdraw()
         pruned = isinstance(cache, PrunedCache)
         if layout is not None and layout.spans:
             if any(self.plan_for(s.shape).active for s in layout.spans) or pruned:
@@ -149,6 +152,12 @@ class Pruner:
             _refuse_4d(attention_mask)
             return ContinueRun(self, stack, hidden, attention_mask, position_ids, cache)
         return None
+
+    def withdraw(self) -> None:
+        """Leave nothing behind on the layers of a pass that an error ended."""
+        if self.known is not None:
+            self.known.withdraw()
+            self.known = None
 
     def prompt_ends(self, rows: list[list[int]], pixels: Tensor | None) -> list[list[int]]:
         """Where the prompts of a conversation end, for text-guided scores, whose query is a prompt's last token.

@@ -18,6 +18,7 @@ from transformers.masking_utils import create_causal_mask
 from .cache import PrunedCache, extend
 from .layout import Layout, padding_mask, row_index
 from .plan import Plan, Stage
+from .projections import KnownProjections
 from .report import Recorder
 from .selection import Selection, gather_rows
 from .view import View
@@ -76,6 +77,7 @@ class PrefillRun(_Run):
     def __init__(self, pruner, stack, hidden, attention_mask, position_ids, cache, layout: Layout):
         recorder = Recorder(pruner.report, len(layout.spans), len(layout.lengths)) if pruner.record else None
         super().__init__(stack, hidden, cache, recorder)
+        self.pruner = pruner
         self.layout, self.chunk, self.layer = layout, pruner.chunk, 0
         self.tokens = hidden.shape[1]
         self.past = cache.logical if cache is not None else 0
@@ -163,7 +165,7 @@ class PrefillRun(_Run):
                 group.plan.begin(View(self, group, group.count, None))
 
     def _prune(self, layer: int) -> None:
-        changes = []
+        changes, known = [], None
         for group, stage in self.stages[layer]:
             view = View(self, group, stage.keep, stage.probe)
             selection = stage.select(view)
@@ -172,7 +174,11 @@ class PrefillRun(_Run):
             if self.recorder is not None:
                 group.ids = self.recorder.stage(layer, group, selection, value)
             changes.append((group, (selection, value), stage.keep))
+            known = _known_rows(view, selection) if group.covers_batch and len(self.groups) == 1 else None
         self._replace(changes)
+        if known is not None:
+            self.pruner.known = KnownProjections(*known, self.lengths, self.width)
+            self.pruner.known.hand_to(self.stack.layers[layer].self_attn)
 
     def _replace(self, changes: list[tuple[Group, tuple[Selection, Tensor] | None, int]]) -> None:
         """Put new visual blocks in place of old ones.
@@ -268,6 +274,16 @@ class PrefillRun(_Run):
             return self.lengths
         count = self.cache.segment_of(i).count
         return [count] * len(self.lengths) if isinstance(count, int) else count.tolist()
+
+
+def _known_rows(view: View, selection: Selection) -> tuple[Tensor, Tensor] | None:
+    """Unrotated queries of the unchanged visual rows, and keys of the text before them and of them, if at hand."""
+    kept = selection.index.shape[1] if selection.value is None else selection.dominant
+    if view.projected is None or not kept:
+        return None
+    queries, keys = view.projected
+    before, dominant = keys.shape[1] - queries.shape[1], selection.index[:, :kept]
+    return gather_rows(queries, dominant), torch.cat([keys[:, :before], gather_rows(keys[:, before:], dominant)], dim=1)
 
 
 class ContinueRun(_Run):

@@ -6,6 +6,7 @@ Nothing here reads or changes the attention backend; queries and keys are recomp
 import torch
 from torch import Tensor, nn
 
+CPU_ROWS = 64  # of one chunk: the map stays in the processor's cache, and little above the diagonal is computed
 SCORE_MASKS = ("causal", "queries", "bidirectional")
 
 
@@ -16,22 +17,25 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def project(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor], what: str, normed: bool = False) -> Tensor:
+def project(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor], what: str) -> Tensor:
     """Rotated queries or keys of one decoder layer for the given rows.
 
     Args:
         layer: decoder layer with `input_layernorm` and `self_attn.{q_proj,k_proj}` (and `q_norm`/`k_norm`, if any).
-        hidden: [I, R, D] residual-stream states, or their layer-normed form when `normed`.
+        hidden: [I, R, D] residual-stream states.
         rope: (cos, sin), each [I or 1, R, E].
         what: "q" or "k".
 
     Returns:
         [I, H, R, E]; H is the number of query or key/value heads.
     """
-    attention = layer.self_attn
-    states = hidden if normed else layer.input_layernorm(hidden)
-    out = getattr(attention, f"{what}_proj")(states)
-    out = out.view(*out.shape[:2], -1, attention.head_dim)
+    flat = getattr(layer.self_attn, f"{what}_proj")(layer.input_layernorm(hidden))
+    return finish(layer.self_attn, flat, rope, what)
+
+
+def finish(attention: nn.Module, flat: Tensor, rope: tuple[Tensor, Tensor], what: str) -> Tensor:
+    """Output of q_proj or k_proj [I, R, H * E] -> heads, normed where the model does so, rotated: [I, H, R, E]."""
+    out = flat.view(*flat.shape[:2], -1, attention.head_dim)
     norm = getattr(attention, f"{what}_norm", None)
     if norm is not None:
         out = norm(out)
@@ -81,14 +85,14 @@ def received(
         hidden_keys: [I, P + n] bool, True for keys that are padding; None = none.
         mask: "causal" as the official code; "queries": causal, each key's sum divided by the number of visual
             queries that see it instead of by n; "bidirectional": no mask among the visual tokens.
-        chunk: query rows handled at once over all images; no tensor exceeds heads x chunk x (P + n) elements.
+        chunk: most query rows handled at once over all images; no tensor exceeds heads x chunk x (P + n) elements.
 
     Returns:
         [I, n] float32.
     """
     images, _, count, _ = query.shape
     before = key.shape[2] - count
-    rows = max(1, chunk // images)
+    rows = max(1, min(chunk // images, CPU_ROWS if query.device.type == "cpu" else chunk))
     total = torch.zeros(images, count, dtype=torch.float32, device=query.device)
     for start in range(0, count, rows):
         stop = min(start + rows, count)
@@ -100,8 +104,8 @@ def received(
             logits[..., seen - size :].masked_fill_(future, float("-inf"))
         if hidden_keys is not None:
             logits.masked_fill_(hidden_keys[:, None, None, :seen], float("-inf"))
-        weights = logits.softmax(dim=-1)[..., before:]
-        total[:, : seen - before] += weights.sum(dim=2).mean(dim=1)
+        weights = logits.softmax(dim=-1).sum(dim=2).mean(dim=1)
+        total[:, : seen - before] += weights[:, before:]
     if mask == "queries":
         return total / torch.arange(count, 0, -1, device=total.device)
     return total / count

@@ -13,7 +13,7 @@ class Selection:
     Attributes:
         index: [I, M] long, slot 0 … n-1 of the representative of every output row, in output order.
         value: [I, M, D] output states, or None where they are the representatives' own, unchanged.
-        dominant: how many leading output rows are dominant (unmerged).
+        dominant: how many leading output rows are dominant (unmerged: their states are the representatives' own).
         merged: [I, N] slots that were merged away, ascending, or None.
         assignment: [I, N] for each merged slot the output contextual row it went to, 0 … C-1; -1 = discarded.
         scores: [I, n] float32 the scores the choice was made by, or None.

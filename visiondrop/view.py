@@ -19,12 +19,15 @@ class View:
         memory: dict kept per group over all stages of one prefill.
         seeds: one whole number per image, a fingerprint of its pixels.
         shape: the images' `VisualShape`.
+        projected: unrotated (queries [I, n, H * E], keys [I, P + n, Hkv * E]) of the layer at whose entry the stage
+            stands, where a score has asked for them and all images start at coordinate P; else None.
     """
 
     def __init__(self, run, group, keep: int, probe: int | None):
         self._run, self._group, self._probe = run, group, probe
         self.keep, self.memory, self.shape = keep, group.memory, group.plan.shape
         self.seeds = [run.layout.spans[i].image.seed for i in group.images]
+        self.projected: tuple[Tensor, Tensor] | None = None
         self._cached: dict[str, Tensor] = {}
 
     @property
@@ -154,11 +157,14 @@ class View:
             layer, group = self._run.stack.layers[self._probe], self._group
             before = max(group.starts)
             starts, count = [s - before for s in group.starts], before + self.count
+            attention, rope = layer.self_attn, self._rope(starts, count)
             states = layer.input_layernorm(self._take(self._states(), starts, count))
-            rope = self._rope(starts, count)
-            key = scores.project(layer, states, rope, "k", normed=True)
+            keys, queries = attention.k_proj(states), attention.q_proj(states[:, before:])
+            if self._probe == self._run.layer and len(set(group.starts)) == 1:
+                self.projected = queries, keys
+            key = scores.finish(attention, keys, rope, "k")
             tail = (rope[0][:, before:], rope[1][:, before:])
-            self._cached["query"] = scores.project(layer, states[:, before:], tail, "q", normed=True)
+            self._cached["query"] = scores.finish(attention, queries, tail, "q")
             self._cached["key"], self._cached["outside"] = self._with_past(key, self._outside(starts, count))
         return self._cached["key"], self._cached["outside"]
 
