@@ -5,6 +5,7 @@ import time
 
 from .api import apply
 from .errors import VisionDropError
+from .registry import check_options
 
 
 def ask(
@@ -31,6 +32,7 @@ def ask(
 
     if show is not None:
         _check_writable(show)
+    check_options(method, options)
     llava = _import_llava()
     picture = llava.mm_utils.open_image(image)
     cuda = torch.cuda.is_available()

@@ -238,7 +238,7 @@ class Ledger:
                 lines.append(f"  layers {a:>2} – {b - 1:<2}  {n:>4} tokens" + (f"  ({label})" if label else ""))
         lines.append(f"  mean {self.mean:.2f} tokens per layer ({100 * self.mean / shape.tokens:.1f} % of {shape.tokens})")
         lines.append(
-            f"  prefill {self.flops / 1e12:.3f} TFLOPs, {self.cache_entries} cache entries "
+            f"  prefill {self.flops / 1e12:.4g} TFLOPs, {self.cache_entries} cache entries "
             f"({self.text_tokens} text tokens, widths of {self.dims.name})"
         )
         return "\n".join(lines + [f"  note: {note}" for note in plan.notes])

@@ -45,9 +45,9 @@ def available() -> list[str]:
 
 
 def closest(name: str, allowed: list[str]) -> str:
-    """", did you mean 'x'?" or an empty string."""
+    """"; did you mean 'x'?" or just the full stop."""
     near = difflib.get_close_matches(str(name), allowed, n=2, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -59,6 +59,17 @@ def options_of(name: str) -> dict[str, Any]:
     return {p.name: None if p.default is p.empty else p.default for p in parameters}
 
 
+def check_options(method: str, options: dict[str, Any]) -> None:
+    """Refuse an unknown method or option, naming the closest ones."""
+    allowed = options_of(method)
+    for name in options:
+        if name not in allowed:
+            raise VisionDropError(
+                f"method {method!r} has no option {name!r}{closest(name, list(allowed))} "
+                f"Allowed: {', '.join(allowed) or 'none'}"
+            )
+
+
 def make_plan(method: str, tokens: int | None, shape: VisualShape, options: dict[str, Any]) -> Plan:
     """Build the plan of `method`, turning an unreachable budget into an error that says what is reachable.
 
@@ -67,13 +78,7 @@ def make_plan(method: str, tokens: int | None, shape: VisualShape, options: dict
         shape: model depth and image size.
         options: the method's own options; unknown names are refused.
     """
-    allowed = options_of(method)
-    for name in options:
-        if name not in allowed:
-            raise VisionDropError(
-                f"method {method!r} has no option {name!r}{closest(name, list(allowed))} "
-                f"Allowed: {', '.join(allowed) or 'none'}"
-            )
+    check_options(method, options)
     if tokens is not None:
         tokens = _check_budget(tokens, shape)
     plan = _METHODS[method](tokens, shape, **options)
