@@ -1,4 +1,4 @@
-"""Scenes, questions and sets: reproducible, disjoint, and every answer found again by looking at the objects another way."""
+"""Scenes, questions and sets: reproducible, disjoint, and every answer found again in another way."""
 
 import json
 from collections import Counter
@@ -45,7 +45,9 @@ def test_objects_do_not_overlap_and_are_drawn_where_they_are_said_to_be():
         for n, thing in enumerate(scene.things):
             for other in scene.things[:n]:
                 assert max(abs(thing.x - other.x), abs(thing.y - other.y)) >= (thing.side + other.side) / 2
-            corner = scene.image[thing.y, thing.x - thing.side // 4].astype(int)  # beside the digit's ink for most shapes
+            corner = scene.image[thing.y, thing.x - thing.side // 4].astype(
+                int
+            )  # beside the digit's ink for most shapes
             if thing.digit is None:
                 assert abs(corner - np.array(COLORS[thing.color])).max() <= 20
 
@@ -89,7 +91,11 @@ def solve(text, things):
             attribute = part.split(" as ")[0]
             assert len(found) == 1
             (start,) = found
-            found = [n for n, t in enumerate(things) if n != start and getattr(t, attribute) == getattr(things[start], attribute)]
+            found = [
+                n
+                for n, t in enumerate(things)
+                if n != start and getattr(t, attribute) == getattr(things[start], attribute)
+            ]
     assert len(found) == 1
     return str(getattr(things[found[0]], asked))
 
@@ -145,9 +151,14 @@ def test_written_sets_load_with_datasets_and_keep_their_rows(tmp_path):
     assert set(row["needed_patches"]) <= set(row["object_patches"]) <= set(range(FULL_GRID**2))
 
 
-@pytest.mark.parametrize("reply, right", [("red", 1.0), (" Red. ", 1.0), ("red red", 1.0), ("blue", 0.0), ("", 0.0), ("reddish", 0.0)])
+@pytest.mark.parametrize(
+    "reply, right", [("red", 1.0), (" Red. ", 1.0), ("red red", 1.0), ("blue", 0.0), ("", 0.0), ("reddish", 0.0)]
+)
 def test_scoring_reads_the_first_word(reply, right):
-    assert answers.process_results({"answer": "red", "kind": "color"}, [reply]) == {"exact_match": right, "color": right}
+    assert answers.process_results({"answer": "red", "kind": "color"}, [reply]) == {
+        "exact_match": right,
+        "color": right,
+    }
 
 
 def test_digest_does_not_change_unnoticed():
@@ -155,5 +166,10 @@ def test_digest_does_not_change_unnoticed():
 
 
 def test_scene_rng_streams_are_independent():
-    draws = {scene_rng(split, index, purpose).integers(2**62) for split in scenes.SPLITS for index in range(3) for purpose in range(3)}
+    draws = {
+        scene_rng(split, index, purpose).integers(2**62)
+        for split in scenes.SPLITS
+        for index in range(3)
+        for purpose in range(3)
+    }
     assert len(draws) == 27

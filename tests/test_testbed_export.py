@@ -41,7 +41,8 @@ def asked():
     """Two scenes with two questions each, packed."""
     scenes = [draw_scene("validation", index) for index in range(2)]
     questions = [
-        [draw_question(kind, scene, scene_rng("validation", i, 1)) for kind in ("exist", "digit")] for i, scene in enumerate(scenes)
+        [draw_question(kind, scene, scene_rng("validation", i, 1)) for kind in ("exist", "digit")]
+        for i, scene in enumerate(scenes)
     ]
     return questions, pack(scenes, questions, FULL_GRID, (0, 0), renumber=False)
 
@@ -60,7 +61,9 @@ def test_stock_transformers_classes_give_the_same_logits(exported, asked):
     questions, batch = asked
     text = json.loads((folder / "config.json").read_text())
     vision = json.loads((folder / "vision_tower" / "config.json").read_text())
-    config = LlavaConfig(text_config=text | {"model_type": "llama"}, vision_config=vision, image_token_index=len(IDS) - 1)
+    config = LlavaConfig(
+        text_config=text | {"model_type": "llama"}, vision_config=vision, image_token_index=len(IDS) - 1
+    )
     stock = LlavaForConditionalGeneration(config).float().eval()
     renamed = {}
     for name, value in load_file(folder / "model.safetensors").items():
@@ -68,7 +71,9 @@ def test_stock_transformers_classes_give_the_same_logits(exported, asked):
             name = re.sub(pattern, target, name)
         renamed[name] = value.float()
     tower = load_file(folder / "vision_tower" / "model.safetensors")
-    renamed |= {f"model.vision_tower.{name.removeprefix('vision_model.')}": value.float() for name, value in tower.items()}
+    renamed |= {
+        f"model.vision_tower.{name.removeprefix('vision_model.')}": value.float() for name, value in tower.items()
+    }
     stock.load_state_dict(renamed, strict=True)
     expected = trainer_logits(weights, batch)
     for i, row in enumerate(questions):
@@ -81,19 +86,24 @@ def test_stock_transformers_classes_give_the_same_logits(exported, asked):
 
 def test_ordinary_loader_prompt_and_image_processor_give_the_same_logits(exported, asked):
     builder = pytest.importorskip("llava.model.builder")
+    from PIL import Image
+
     from llava.constants import IMAGE_TOKEN_INDEX
     from llava.conversation import conv_templates
     from llava.mm_utils import process_images, tokenizer_image_token
-    from PIL import Image
 
     folder, weights = exported
     questions, batch = asked
-    tokenizer, model, processor, _ = builder.load_pretrained_model(str(folder), None, "llava-v1.5-testbed", device_map="cpu", torch_dtype=torch.float32)
+    tokenizer, model, processor, _ = builder.load_pretrained_model(
+        str(folder), None, "llava-v1.5-testbed", device_map="cpu", torch_dtype=torch.float32
+    )
     expected = trainer_logits(weights, batch)
     for i, row in enumerate(questions):
         image = Image.fromarray(batch.pixels[i].permute(1, 2, 0).numpy())
         pixels = process_images([image], processor, model.config)
-        torch.testing.assert_close(pixels[0].float(), normalise(batch.pixels[i : i + 1], torch.float32)[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            pixels[0].float(), normalise(batch.pixels[i : i + 1], torch.float32)[0], atol=1e-5, rtol=1e-5
+        )
         conversation = conv_templates["vicuna_v1"].copy()
         conversation.append_message(conversation.roles[0], f"<image>\n{row[0].text}")
         conversation.append_message(conversation.roles[1], None)
@@ -106,7 +116,10 @@ def test_ordinary_loader_prompt_and_image_processor_give_the_same_logits(exporte
 def test_tokenizer_gives_the_ids_the_model_was_trained_on():
     tokenizer = build_tokenizer()
     assert tuple(tokenizer(f"{SYSTEM} USER: ").input_ids) == PREFIX
-    for text in ("Is there a red star?", "What digit has the same shape as the object with the same color as the star?"):
+    for text in (
+        "Is there a red star?",
+        "What digit has the same shape as the object with the same color as the star?",
+    ):
         assert tokenizer(f"\n{text} ASSISTANT:").input_ids[1:] == question_ids(text)
         assert question_ids(text)[-1:] == list(SUFFIX)
     assert tokenizer("unheard").input_ids[1:] == [tokenizer.unk_token_id]

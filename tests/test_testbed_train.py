@@ -1,4 +1,4 @@
-"""Training the testbed model: a miniature run learns, an interrupted one ends as if it had not been, the packing is exact."""
+"""Training the testbed: a miniature learns, an interrupted run ends as if it had not been, the packing is exact."""
 
 import json
 import os
@@ -17,13 +17,22 @@ from eval.testbed.train import DEFAULT_CONFIG, Trainer, load_recipe
 from visiondrop.errors import VisionDropError
 
 ROOT = Path(__file__).parents[1]
-TINY = {"vision_width": 32, "vision_layers": 3, "vision_heads": 2, "vision_mlp": 64, "width": 32, "layers": 4, "heads": 2, "mlp": 48}
+TINY = {
+    "vision_width": 32,
+    "vision_layers": 3,
+    "vision_heads": 2,
+    "vision_mlp": 64,
+    "width": 32,
+    "layers": 4,
+    "heads": 2,
+    "mlp": 48,
+}
 RECIPE = {
     "seed": 1, "sizes": TINY,
     "stages": [
         {"name": "tower", "grid": 8, "steps": 30, "batch": 16, "rate": 3e-3, "end_rate": 3e-3, "warmup": 5},
-        {"name": "joint", "grid": 8, "steps": 4, "batch": 4, "questions": 4, "mix": {"exist": 1, "count": 1}, "warmup": 2,
-         "long_mix": {"hop3": 1}, "long_every": 2},
+        {"name": "joint", "grid": 8, "steps": 4, "batch": 4, "questions": 4, "mix": {"exist": 1, "count": 1},
+         "warmup": 2, "long_mix": {"hop3": 1}, "long_every": 2},
     ],
 }  # fmt: skip
 
@@ -87,9 +96,13 @@ def test_the_script_trains_exports_and_its_checkpoint_loads(recipe, tmp_path):
     out = tmp_path / "run"
     command = ["bash", str(ROOT / "scripts" / "train_testbed.sh"), "--out", str(out), "--config", str(recipe)]
     environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--steps", "6", "--workers", "0"], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, "--steps", "6", "--workers", "0"], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
-    _, model, _, _ = builder.load_pretrained_model(str(out / "checkpoint"), None, "testbed", device_map="cpu", torch_dtype=torch.float32)
+    _, model, _, _ = builder.load_pretrained_model(
+        str(out / "checkpoint"), None, "testbed", device_map="cpu", torch_dtype=torch.float32
+    )
     assert model.config.num_hidden_layers == TINY["layers"]
     state = torch.load(out / "state.pt", weights_only=True)
     torch.testing.assert_close(model.lm_head.weight.detach(), state["weights"]["lm_head.weight"].half().float())
@@ -98,7 +111,10 @@ def test_the_script_trains_exports_and_its_checkpoint_loads(recipe, tmp_path):
 
 
 def test_bad_configurations_are_one_sentence(recipe, tmp_path):
-    for text, needle in (("stages: []\nspeed: 3", "speed"), ("stages: [{name: a, grid: 8, steps: 1, batch: 1, size: 2}]", "size")):
+    for text, needle in (
+        ("stages: []\nspeed: 3", "speed"),
+        ("stages: [{name: a, grid: 8, steps: 1, batch: 1, size: 2}]", "size"),
+    ):
         path = tmp_path / "bad.yaml"
         path.write_text(text)
         with pytest.raises(VisionDropError, match=needle):
@@ -132,7 +148,12 @@ def test_packed_questions_do_not_see_each_other():
     features = torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(0))
 
     def states(question_ids):
-        return decode(weights, sizes, features, Layout(torch.tensor([1, 4, 5]), question_ids, batch.visual_positions, batch.question_start))[0]
+        return decode(
+            weights,
+            sizes,
+            features,
+            Layout(torch.tensor([1, 4, 5]), question_ids, batch.visual_positions, batch.question_start),
+        )[0]
 
     packed = states(batch.question_ids)
     for number in range(3):
@@ -158,7 +179,9 @@ def test_the_upper_half_of_a_fresh_decoder_is_the_identity():
     weights = init_weights(sizes, 0) | init_heads(sizes, 0)
     stage = Stage("x", 8, 1, 2, questions=3, mix={"exist": 1}, bridge=0.0)
     batch = Batches(stage, 0)[0]
-    half = compute_losses(weights, sizes, batch, Stage("x", 8, 1, 2, questions=3, bridge=0.0, depth=2), torch.float32)[0]
+    half = compute_losses(weights, sizes, batch, Stage("x", 8, 1, 2, questions=3, bridge=0.0, depth=2), torch.float32)[
+        0
+    ]
     torch.testing.assert_close(compute_losses(weights, sizes, batch, stage, torch.float32)[0], half)
 
 

@@ -1,4 +1,4 @@
-"""Training batches: a pure function of (seed-free) stage, step and the settings of the stage.
+"""Training batches: a pure function of the stage's settings, its number and the step.
 
 `Batches(stage, number)[step]` draws `batch` scenes, picks questions of each and packs them; scene indices never repeat
 within a stage and differ between stages, so an interrupted run continues with the very batches it would have had.
@@ -12,7 +12,17 @@ import numpy as np
 import torch
 
 from eval.testbed.questions import TRAINING_KINDS, Question, draw_question
-from eval.testbed.scenes import COLOR_NAMES, FULL_GRID, NO_COLOR, NO_DIGIT, NO_SHAPE, SHAPES, Scene, draw_scene, scene_rng
+from eval.testbed.scenes import (
+    COLOR_NAMES,
+    FULL_GRID,
+    NO_COLOR,
+    NO_DIGIT,
+    NO_SHAPE,
+    SHAPES,
+    Scene,
+    draw_scene,
+    scene_rng,
+)
 from eval.testbed.tokenizer import EOS, IDS, PAD, PREFIX, question_ids
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -53,9 +63,9 @@ class Batch:
     """One packed batch; int64 unless said otherwise. B images, V patches, Q questions, T tokens.
 
     pixels uint8 [B, 3, side, side]; cells [V]; colors, shapes, digits [B, V]; objects float [B, 58]: which of the 48
-    colour-shape pairs and 10 digits are in the picture; question_ids [B, Q, T]; answer_at [B, Q]: the place whose next token
-    is the answer; answers, bridges [B, Q] (IGNORE where there is none); kinds [B, Q]: number in TRAINING_KINDS;
-    visual_positions [V] and question_start: see model.Layout.
+    colour-shape pairs and 10 digits are in the picture; question_ids [B, Q, T]; answer_at [B, Q]: the place whose
+    next token is the answer; answers, bridges [B, Q] (IGNORE where there is none); kinds [B, Q]: number in
+    TRAINING_KINDS; visual_positions [V] and question_start: see model.Layout.
     """
 
     pixels: torch.Tensor

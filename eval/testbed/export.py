@@ -43,7 +43,10 @@ def export_checkpoint(weights: Weights, sizes: Sizes, folder: Path) -> None:
         save_file(model, folder / "model.safetensors", {"format": "pt"})
         save_file(tower, folder / TOWER_FOLDER / "model.safetensors", {"format": "pt"})
         _write(folder / "config.json", _llava_config(sizes))
-        _write(folder / "generation_config.json", {"bos_token_id": IDS[BOS], "eos_token_id": IDS[EOS], "pad_token_id": IDS[PAD]})
+        _write(
+            folder / "generation_config.json",
+            {"bos_token_id": IDS[BOS], "eos_token_id": IDS[EOS], "pad_token_id": IDS[PAD]},
+        )
         _write(folder / TOWER_FOLDER / "config.json", _tower_config(sizes))
         _write(folder / TOWER_FOLDER / "preprocessor_config.json", _processor_config())
         build_tokenizer().save_pretrained(folder)
@@ -72,16 +75,19 @@ def _llava_config(sizes: Sizes) -> dict:
 def _tower_config(sizes: Sizes) -> dict:
     return {
         "model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"], "hidden_act": "quick_gelu",
-        "hidden_size": sizes.vision_width, "intermediate_size": sizes.vision_mlp, "num_hidden_layers": sizes.vision_layers,
+        "hidden_size": sizes.vision_width, "intermediate_size": sizes.vision_mlp,
+        "num_hidden_layers": sizes.vision_layers,
         "num_attention_heads": sizes.vision_heads, "num_channels": 3, "image_size": _SIDE, "patch_size": PATCH,
-        "layer_norm_eps": sizes.epsilon, "projection_dim": sizes.vision_width, "attention_dropout": 0.0, "torch_dtype": "float16",
+        "layer_norm_eps": sizes.epsilon, "projection_dim": sizes.vision_width, "attention_dropout": 0.0,
+        "torch_dtype": "float16",
     }  # fmt: skip
 
 
 def _processor_config() -> dict:
     return {
         "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "do_center_crop": True,
-        "do_rescale": True, "do_normalize": True, "size": {"shortest_edge": _SIDE}, "resample": 3, "rescale_factor": 1 / 255,
+        "do_rescale": True, "do_normalize": True, "size": {"shortest_edge": _SIDE}, "resample": 3,
+        "rescale_factor": 1 / 255,
         "crop_size": {"height": _SIDE, "width": _SIDE}, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD),
     }  # fmt: skip
 

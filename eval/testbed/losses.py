@@ -2,8 +2,8 @@
 
 * answer: cross-entropy on the one-word answer, and with weight 0.1 on the end-of-sequence token after it;
 * patches: colour, shape and digit of every patch, read linearly from the tower's features;
-* objects: which objects and digits the picture holds, read linearly from the [CLS] state (this is what makes [CLS] attend
-  to objects; CLIP's contrastive loss has the same effect with captions);
+* objects: which objects and digits the picture holds, read linearly from the [CLS] state (this is what makes [CLS]
+  attend to objects; CLIP's contrastive loss has the same effect with captions);
 * bridge: for two and three hops, the first hop's result through the final norm and lm_head half-way up the decoder.
 """
 
@@ -20,7 +20,6 @@ from eval.testbed.questions import TRAINING_KINDS
 from eval.testbed.scenes import NO_COLOR, NO_DIGIT
 from eval.testbed.tokenizer import PREFIX
 
-
 _END_WEIGHT, _BACKGROUND_WEIGHT, _OBJECTS_WEIGHT = 0.1, 0.15, 5.0
 
 
@@ -35,10 +34,16 @@ def compute_losses(weights: Weights, sizes: Sizes, batch: Batch, stage: Stage, d
     cast = {name: value.to(dtype) for name, value in weights.items()}
     features, cls, attention = encode(cast, sizes, normalise(batch.pixels, dtype), batch.cells)
     total, report = _label_losses(cast, features, cls, batch)
-    report["cls_on_objects"] = (attention.float() * (batch.colors != NO_COLOR)).sum(1).mean() / attention.float().sum(1).mean()
+    attention = attention.float()
+    report["cls_on_objects"] = (attention * (batch.colors != NO_COLOR)).sum() / attention.sum()
     total = total * stage.labels
     if stage.questions:
-        layout = Layout(torch.tensor(PREFIX, device=features.device), batch.question_ids, batch.visual_positions, batch.question_start)
+        layout = Layout(
+            torch.tensor(PREFIX, device=features.device),
+            batch.question_ids,
+            batch.visual_positions,
+            batch.question_start,
+        )
         states, middle = decode(cast, sizes, features, layout, sizes.layers // 2 if stage.bridge else 0, stage.depth)
         loss, more = _answer_losses(cast, states, middle, batch, stage.bridge)
         total, report = total + loss, report | more

@@ -4,10 +4,10 @@
     features, cls, _ = encode(weights, sizes, pixels, cells)     # CLIP tower up to layer -2
     hidden = decode(weights, sizes, features, layout)            # projector and LLaMA, many questions behind one image
 
-Letters: B images, V visual tokens, P prefix (text before the image plus V), Q questions per image, T tokens per question,
-S = P + Q T, D width, H heads. Written for speed on a CPU: plain matmul attention (the fused kernels are slow backwards
-there), one GEMM for q, k and v, and all questions of an image behind one shared prefix. The same weights give the same
-logits in transformers' own classes (tests/test_testbed_export.py).
+Letters: B images, V visual tokens, P prefix (text before the image plus V), Q questions per image, T tokens per
+question, S = P + Q T, D width, H heads. Written for speed on a CPU: plain matmul attention (the fused kernels are
+slow backwards there), one GEMM for q, k and v, and all questions of an image behind one shared prefix. The same
+weights give the same logits in transformers' own classes (tests/test_testbed_export.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths and depths. The tower's last layer is built but, as in LLaVA (feature layer -2), its output is never used."""
+    """Widths and depths. The tower's last layer is built, but as in LLaVA (feature layer -2) nothing reads it."""
 
     vision_width: int = 128
     vision_layers: int = 6
@@ -50,7 +50,8 @@ class Layout:
     """How one batch is packed.
 
     prefix_ids: text before the image, int64 [p]; question_ids: int64 [B, Q, T], padded on the right;
-    visual_positions: RoPE positions of the visual tokens, int64 [V]; question_start: position of each question's first token.
+    visual_positions: RoPE positions of the visual tokens, int64 [V]; question_start: position of each question's
+    first token.
     """
 
     prefix_ids: torch.Tensor
@@ -118,20 +119,31 @@ def init_weights(sizes: Sizes, seed: int) -> Weights:
 def init_heads(sizes: Sizes, seed: int) -> Weights:
     """Readouts of the auxiliary losses; training only, never in the checkpoint. Names start with "aux."."""
     generator = torch.Generator().manual_seed(seed + 1)
-    outputs = {"color": NO_COLOR + 1, "shape": NO_SHAPE + 1, "digit": NO_DIGIT + 1, "set": NO_COLOR * NO_SHAPE + NO_DIGIT}
-    return {f"aux.{name}": torch.randn(rows, sizes.vision_width, generator=generator) * 0.02 for name, rows in outputs.items()}
+    outputs = {
+        "color": NO_COLOR + 1,
+        "shape": NO_SHAPE + 1,
+        "digit": NO_DIGIT + 1,
+        "set": NO_COLOR * NO_SHAPE + NO_DIGIT,
+    }
+    return {
+        f"aux.{name}": torch.randn(rows, sizes.vision_width, generator=generator) * 0.02
+        for name, rows in outputs.items()
+    }
 
 
 def encode(weights: Weights, sizes: Sizes, pixels: torch.Tensor, cells: torch.Tensor):
     """Patch features of the tower's layer -2.
 
-    pixels: normalised [B, 3, side, side]; cells: places of the patches in the full 24 x 24 grid, raster order, int64 [V].
-    Returns features [B, V, D], the [CLS] state [B, D] and the [CLS] row of that layer's attention, mean over heads [B, V].
+    pixels: normalised [B, 3, side, side]; cells: places of the patches in the full 24 x 24 grid, raster order, int64
+    [V]. Returns features [B, V, D], the [CLS] state [B, D] and the [CLS] row of that layer's attention, mean over
+    heads [B, V].
     """
     batch, _, side, _ = pixels.shape
     grid, width = side // PATCH, sizes.vision_width
     emb = f"{TOWER}embeddings."
-    patches = pixels.reshape(batch, 3, grid, PATCH, grid, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(batch, grid * grid, -1)
+    patches = (
+        pixels.reshape(batch, 3, grid, PATCH, grid, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(batch, grid * grid, -1)
+    )
     x = patches @ weights[f"{emb}patch_embedding.weight"].reshape(width, -1).T
     x = torch.cat([weights[f"{emb}class_embedding"].expand(batch, 1, width), x], 1)
     place = weights[f"{emb}position_embedding.weight"]
@@ -151,11 +163,15 @@ def encode(weights: Weights, sizes: Sizes, pixels: torch.Tensor, cells: torch.Te
     return x[:, 1:], x[:, 0], attention[:, :, 0, 1:].mean(1)
 
 
-def decode(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layout, probe: int = 0, depth: int = 0):
+def decode(
+    weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layout, probe: int = 0, depth: int = 0, keep=None
+):
     """Projector and decoder over packed questions.
 
-    features: [B, V, D]; depth: how many layers are run, 0 for all. Returns the normed final states of the question tokens [B, Q, T, D], and, when probe > 0, the
-    normed states after `probe` layers as well (else None).
+    features: [B, V, D]; depth: how many layers are run, 0 for all; keep: (layer, index [B, K]), the visual tokens
+    0..V-1 that remain, at their own positions, once `layer` layers have run (for measurements, never in training).
+    Returns the normed final states of the question tokens [B, Q, T, D], and, when probe > 0, the normed states after
+    `probe` layers as well (else None).
     """
     batch, questions, length = layout.question_ids.shape
     table = weights["model.embed_tokens.weight"]
@@ -172,10 +188,14 @@ def decode(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layou
     middle = None
     depth = depth or sizes.layers
     for layer in range(depth):
+        if keep is not None and keep[0] == layer:
+            x, rope, prefix = _drop(x, rope, before.shape[1], prefix, keep[1])
         last = layer == depth - 1  # nothing reads the prefix after the last layer
         x = _decoder_layer(weights, sizes, f"model.layers.{layer}.", x, (prefix, questions, length), rope, mask, last)
         if layer + 1 == probe:
-            middle = _rms_norm(weights, "model.norm", x if last else x[:, prefix:], sizes).view(batch, questions, length, -1)
+            middle = _rms_norm(weights, "model.norm", x if last else x[:, prefix:], sizes).view(
+                batch, questions, length, -1
+            )
     return _rms_norm(weights, "model.norm", x, sizes).view(batch, questions, length, -1), middle
 
 
@@ -187,7 +207,18 @@ def rope_table(positions: torch.Tensor, head: int, theta: float, dtype: torch.dt
     return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
-def _decoder_layer(weights: Weights, sizes: Sizes, at: str, x: torch.Tensor, shape, rope, mask, last: bool) -> torch.Tensor:
+def _drop(x: torch.Tensor, rope, start: int, prefix: int, index: torch.Tensor):
+    """States [B, S, D], rotary tables and prefix length with the visual tokens `index` [B, K] only."""
+    batch = x.shape[0]
+    fixed = torch.arange(x.shape[1], device=x.device).expand(batch, -1)
+    rows = torch.cat([fixed[:, :start], start + index.sort(1).values, fixed[:, prefix:]], 1)
+    x = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+    return x, tuple(table[rows][:, None] for table in rope), start + index.shape[1]
+
+
+def _decoder_layer(
+    weights: Weights, sizes: Sizes, at: str, x: torch.Tensor, shape, rope, mask, last: bool
+) -> torch.Tensor:
     """One LLaMA layer over [prefix | Q questions of T tokens]; returns only the question rows when `last`."""
     prefix, questions, length = shape
     batch, heads, head = x.shape[0], sizes.heads, sizes.width // sizes.heads
@@ -212,8 +243,10 @@ def _decoder_layer(weights: Weights, sizes: Sizes, at: str, x: torch.Tensor, sha
     return x + _linear(weights, f"{at}mlp.down_proj", F.silu(gate) * up)
 
 
-def _causal_chunks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: int, rows: int = 160) -> list[torch.Tensor]:
-    """Causal attention of the first `prefix` tokens, some rows at a time, so that little of the masked half is computed."""
+def _causal_chunks(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: int, rows: int = 160
+) -> list[torch.Tensor]:
+    """Causal attention of the first `prefix` tokens, by blocks of rows: little of the masked half is computed."""
     mixed = []
     for start in range(0, prefix, rows):
         end = min(start + rows, prefix)
@@ -275,4 +308,6 @@ def _sincos(grid: int, width: int) -> torch.Tensor:
     inverse = 100.0 ** (-torch.arange(width // 4).float() / (width // 4))
     angles = torch.arange(grid).float()[:, None] * inverse
     row = torch.cat([angles.sin(), angles.cos()], -1)
-    return torch.cat([row[:, None].expand(-1, grid, -1), row[None].expand(grid, -1, -1)], -1).reshape(grid * grid, width)
+    return torch.cat([row[:, None].expand(-1, grid, -1), row[None].expand(grid, -1, -1)], -1).reshape(
+        grid * grid, width
+    )

@@ -26,7 +26,7 @@ from eval.testbed.scenes import COLOR_NAMES, SHAPES, Scene, Thing
 
 KINDS = ("exist", "color", "shape", "count", "digit", "hop2", "hop3")
 TRAINING_KINDS = KINDS + ("exist1",)
-PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "diamond": "diamonds", "star": "stars", "cross": "crosses"}  # fmt: skip
+PLURALS = {shape: shape + "s" for shape in SHAPES} | {"cross": "crosses"}
 MAX_COUNT = 4
 
 

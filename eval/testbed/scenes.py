@@ -7,7 +7,8 @@ same objects and the same patch labels. Each split draws its background from tex
     scene.image                                  # uint8 [336, 336, 3]
     scene.labels.colors                          # int64 [576], 0..7, 8 = background
 
-The training curriculum also asks for smaller pictures (`grid=8`, 10 or 14): a window of the full picture, not a resized one.
+The training curriculum also asks for smaller pictures (`grid=8`, 10 or 14): a window of the full picture, not a
+resized one.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Scene:
 
 
 def scene_rng(split: str, index: int, purpose: int = 0) -> np.random.Generator:
-    """The one generator of a scene; `purpose` separates independent streams of it (0 picture, 1 questions, 2 texture)."""
+    """The one generator of a scene; `purpose` separates its streams (0 picture, 1 questions, 2 texture)."""
     if split not in SPLITS:
         raise VisionDropError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}.")
     return np.random.default_rng([VERSION, SPLITS[split], purpose, index])
@@ -189,7 +190,7 @@ def _background(rng: np.random.Generator, split: str, side: int) -> np.ndarray:
     return np.ascontiguousarray(crop)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _outline(shape: str) -> np.ndarray:
     """Corners of a shape in units of half its side, float [corners, 2]."""
     if shape == "star":

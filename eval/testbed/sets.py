@@ -3,8 +3,10 @@
     python -m eval.testbed.sets --out data            # data/visiondrop-testbed/{validation,test,quick}/...parquet
     python -m eval.testbed.sets --chance              # chance levels of every kind, and the sets' digests
 
-Set `test` is asked once per finished model, `validation` is for choosing, `quick` (other scenes of the test split) for a first
-look. A row names its scene by split and number; the picture is drawn when it is asked for (2 ms), so a set is 100 kB. Kinds are equally frequent, answers of a kind as equal as the scenes allow, up to four questions share a picture.
+Set `test` is asked once per finished model, `validation` is for choosing, `quick` (other scenes of the test split)
+for a first look. A row names its scene by split and number; the picture is drawn when it is asked for (2 ms), so a
+set is 100 kB. Kinds are equally frequent, answers of a kind as equal as the scenes allow, up to four questions share
+a picture.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def draw_set(name: str, kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[int, S
         asked: list[Question] = []
         # the kinds that lack most questions first, so that rare ones are not left to the end
         for kind in sorted(kinds, key=lambda kind: -wanted[kind]):
-            question = draw_question(kind, scene, rng, seen) if wanted[kind] and len(asked) < QUESTIONS_PER_IMAGE else None
+            question = (
+                draw_question(kind, scene, rng, seen) if wanted[kind] and len(asked) < QUESTIONS_PER_IMAGE else None
+            )
             if question is not None:
                 asked.append(question)
                 seen[kind, question.answer] += 1
@@ -69,8 +73,11 @@ def draw_set(name: str, kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[int, S
 
 
 def rows_of(name: str) -> Iterator[dict]:
-    """Rows of a set; `object_patches` and `needed_patches` are raster numbers 0..575 of patches that show any object, or an
-    object the question is about (for oracles and figures; no method may read them)."""
+    """Rows of a set.
+
+    `object_patches` and `needed_patches` are raster numbers 0..575 of the patches that show any object, or an object
+    the question is about (for oracles and figures; no method may read them).
+    """
     number = 0
     for index, scene, asked in draw_set(name):
         owner = scene.labels.things
@@ -98,7 +105,8 @@ def write_sets(folder: Path, names: tuple[str, ...] = tuple(SETS), progress: boo
     home = Path(folder) / DATASET
     text, patches = Value("string"), Sequence(Value("int64"))
     features = Features({
-        "question_id": text, "image_id": text, "split": text, "scene": Value("int64"), "question": text, "answer": text, "kind": text,
+        "question_id": text, "image_id": text, "split": text, "scene": Value("int64"),
+        "question": text, "answer": text, "kind": text,
         "hard": Value("bool"), "object_patches": patches, "needed_patches": patches,
     })  # fmt: skip
     try:
@@ -115,19 +123,24 @@ def write_sets(folder: Path, names: tuple[str, ...] = tuple(SETS), progress: boo
             unfinished.replace(target)
         (home / "README.md").write_text(_card(home))
     except OSError as error:
-        raise VisionDropError(f"cannot write the question sets to {home}: {error.strerror or error}; free space and start again.") from error
+        raise VisionDropError(
+            f"cannot write the question sets to {home}: {error.strerror or error}; free space and start again."
+        ) from error
     return home
 
 
 def _card(home: Path) -> str:
     """The README that tells `datasets` which sets are there."""
     there = sorted(path.relative_to(home) for path in home.glob(f"*/test-v{VERSION}.parquet"))
-    entries = "".join(f"  - config_name: {p.parent}\n    data_files:\n      - {{split: test, path: {p}}}\n" for p in there)
-    return f"---\nconfigs:\n{entries}---\nQuestion sets of the VisionDrop testbed, version {VERSION}. A stand-in, not a public benchmark.\n"
+    entries = "".join(
+        f"  - config_name: {p.parent}\n    data_files:\n      - {{split: test, path: {p}}}\n" for p in there
+    )
+    note = f"Question sets of the VisionDrop testbed, version {VERSION}. A stand-in, not a public benchmark."
+    return f"---\nconfigs:\n{entries}---\n{note}\n"
 
 
 def digest(name: str) -> str:
-    """Fingerprint of a set's pixels, questions and answers, independent of the file format (first 16 hex digits of SHA-256)."""
+    """First 16 hex digits of SHA-256 over a set's pixels, questions and answers, independent of the file format."""
     total = hashlib.sha256()
     for _, scene, asked in draw_set(name):
         total.update(scene.image.tobytes())
@@ -154,7 +167,9 @@ def chance_levels(name: str) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Write the testbed's question sets, or print what chance gives on them.")
+    parser = argparse.ArgumentParser(
+        description="Write the testbed's question sets, or print what chance gives on them."
+    )
     parser.add_argument("--out", type=Path, help="folder that will hold visiondrop-testbed/")
     parser.add_argument("--sets", nargs="+", default=list(SETS), help="which sets")
     parser.add_argument("--chance", action="store_true", help="print chance levels and digests as JSON")
@@ -165,7 +180,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.out is not None:
             print(write_sets(args.out, tuple(args.sets)))
         if args.chance:
-            print(json.dumps({name: {"digest": digest(name), "chance": chance_levels(name)} for name in args.sets}, indent=1))
+            print(
+                json.dumps(
+                    {name: {"digest": digest(name), "chance": chance_levels(name)} for name in args.sets}, indent=1
+                )
+            )
     except VisionDropError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

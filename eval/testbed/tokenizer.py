@@ -1,7 +1,7 @@
 """The testbed's word-level tokenizer: lower case words, the digits, and one entry for the whole system sentence.
 
     tokenizer = build_tokenizer(); tokenizer.save_pretrained(folder)     # a stock PreTrainedTokenizerFast
-    prompt_ids("What color is the star?")                                # what the vicuna_v1 template gives
+    [*PREFIX, IMAGE, *question_ids("What color is the star?")]           # the ids of a whole vicuna_v1 prompt
 
 The vicuna_v1 system sentence is one vocabulary entry and question marks are dropped, so that a prompt is short; the
 conversation template, `tokenizer_image_token` and everything after them stay those of LLaVA.
@@ -17,7 +17,10 @@ from eval.testbed.questions import PLURALS
 from eval.testbed.scenes import COLOR_NAMES, SHAPES
 
 PAD, BOS, EOS, UNKNOWN, SYSTEM = "<pad>", "<s>", "</s>", "<unk>", "<system>"
-_WORDS = "user: assistant: is there a an the what which color shape digit object objects how many are on has have same as with and of not yes no"  # noqa: E501
+_WORDS = (
+    "user: assistant: is there a an the what which color shape digit object objects "
+    "how many are on has have same as with and of not yes no"
+)
 VOCABULARY = (
     [UNKNOWN, BOS, EOS, PAD, SYSTEM] + _WORDS.split() + list(COLOR_NAMES) + list(SHAPES)
     + list(PLURALS.values()) + [str(digit) for digit in range(10)]
@@ -35,7 +38,9 @@ def question_ids(text: str) -> list[int]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer that goes into the checkpoint; adds <s> in front as LLaMA's does, pads on the left."""
     core = Tokenizer(WordLevel(IDS, unk_token=UNKNOWN))
-    sentence = Regex(r"A chat between a curious (user|human) and an artificial intelligence assistant\. .*? questions\.")
+    sentence = Regex(
+        r"A chat between a curious (user|human) and an artificial intelligence assistant\. .*? questions\."
+    )
     core.normalizer = normalizers.Sequence([normalizers.Replace(sentence, f" {SYSTEM} "), normalizers.Lowercase()])
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s?.,]+"), behavior="removed")
     core.post_processor = processors.TemplateProcessing(

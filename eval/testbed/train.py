@@ -3,9 +3,10 @@
     python -m eval.testbed.train --out runs/testbed                 # the schedule of configs/testbed/default.yaml
     python -m eval.testbed.train --out runs/testbed --steps 30000   # the same stages, longer; continues what is there
 
-`--out` holds state.pt (everything needed to go on), log.jsonl (one line per 50 steps and one per validation) and, at the
-end, checkpoint/ in the original LLaVA layout. Stopping with Ctrl-C or SIGTERM loses nothing but the current step.
-The data and its order are exact; the arithmetic is bfloat16 where the machine has it, so two machines agree closely, not bit by bit.
+`--out` holds state.pt (everything needed to go on), log.jsonl (one line per 50 steps and one per validation) and, at
+the end, checkpoint/ in the original LLaVA layout. Stopping with Ctrl-C or SIGTERM loses nothing but the current step.
+The data and its order are exact; the arithmetic is bfloat16 where the machine has it, so two machines agree closely,
+not bit by bit.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ class Trainer:
 
     def _run_stage(self, stage: Stage) -> bool:
         batches = torch.utils.data.DataLoader(
-            Batches(stage, self.stage), batch_size=None, sampler=range(self.step, stage.steps), num_workers=self.workers,
+            Batches(stage, self.stage), batch_size=None, sampler=range(self.step, stage.steps),
+            num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
         )  # fmt: skip
         sums: dict[str, list[float]] = {}
@@ -139,7 +141,9 @@ class Trainer:
     def _update(self, stage: Stage, batch) -> tuple[float, dict[str, torch.Tensor]]:
         loss, report = compute_losses(self.weights, self.recipe.sizes, to_device(batch, self.device), stage, self.dtype)
         if not bool(torch.isfinite(loss)):
-            raise VisionDropError(f"the loss became {float(loss)} at step {self.step} of stage {stage.name}: lower its rate.")
+            raise VisionDropError(
+                f"the loss became {float(loss)} at step {self.step} of stage {stage.name}: lower its rate."
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([v for v in self.weights.values() if v.grad is not None], 1.0)
@@ -180,12 +184,16 @@ class Trainer:
             torch.save(state, fresh)
             os.replace(fresh, self.state_path)
         except OSError as error:
-            raise VisionDropError(f"cannot save the training state in {self.out}: {error.strerror}; free space and start again.") from error
+            raise VisionDropError(
+                f"cannot save the training state in {self.out}: {error.strerror}; free space and start again."
+            ) from error
 
     def _resume(self) -> None:
         state = torch.load(self.state_path, map_location=self.device, weights_only=True)
         if state["sizes"] != self.recipe.sizes.as_dict() or state["seed"] != self.recipe.seed:
-            raise VisionDropError(f"{self.state_path} was trained with other sizes or another seed: choose an empty --out folder.")
+            raise VisionDropError(
+                f"{self.state_path} was trained with other sizes or another seed: choose an empty --out folder."
+            )
         with torch.no_grad():
             for name, value in self.weights.items():
                 value.copy_(state["weights"][name])

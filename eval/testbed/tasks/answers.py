@@ -1,7 +1,7 @@
 """What the testbed's task files call: picture, prompt and score of one row.
 
-An answer counts when its first word, lower-cased and without punctuation, is the expected word. Besides `exact_match` over all
-rows every row reports under the name of its kind, so lmms-eval prints one accuracy per kind.
+An answer counts when its first word, lower-cased and without punctuation, is the expected word. Besides `exact_match`
+over all rows every row reports under the name of its kind, so lmms-eval prints one accuracy per kind.
 """
 
 import re
