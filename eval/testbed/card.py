@@ -1,0 +1,198 @@
+"""Fills the numbers of the model card and draws the learning curves, from committed rows only.
+
+    python -m eval.testbed.card            # rewrites the marked blocks of checkpoints/testbed/README.md and curves.png
+    python -m eval.testbed.card --check    # exits with 1 when the card does not say what the rows say
+
+Rows: results/testbed-training/measure.jsonl (eval.testbed.measure) and log.jsonl (the training log). A block of the
+card is what stands between `<!-- NAME -->` and `<!-- end NAME -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from eval.testbed.measure import paired_difference
+from eval.testbed.questions import KINDS
+from eval.testbed.sets import chance_levels
+from visiondrop.errors import VisionDropError
+
+ROOT = Path(__file__).parents[2]
+CARD = ROOT / "checkpoints" / "testbed" / "README.md"
+RESULTS = ROOT / "results" / "testbed-training"
+GOALS = {"exist": 97, "color": 97, "shape": 97, "count": 70, "digit": 85, "hop2": 75}
+CONDITIONS = {
+    "full": "all 576 visual tokens",
+    "objects": "only patches that show an object (about 60)",
+    "needed": "only patches of the objects in question",
+    "cls-64": "64 patches of largest [CLS] attention",
+    "random-64": "64 random patches",
+    "one": "one random patch",
+}
+
+
+def read_rows(path: Path) -> list[dict]:
+    """All rows of a JSON-lines file."""
+    if not path.is_file():
+        raise VisionDropError(f"{path} is missing: measure first (python -m eval.testbed.measure --help).")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def pick(rows: list[dict], name: str, condition: str, layer: int = 0) -> dict | None:
+    """The row of a set and condition that was measured last on most questions, None when there is none."""
+    fitting = [r for r in rows if (r["set"], r["condition"], r["after_layer"]) == (name, condition, layer)]
+    return max(fitting, key=lambda row: (row["n"], row["date"])) if fitting else None
+
+
+def accuracy_block(rows: list[dict]) -> str:
+    """Accuracy per kind on the test set, with goals and chance."""
+    full, one = pick(rows, "test", "full"), pick(rows, "test", "one")
+    if full is None or one is None:
+        raise VisionDropError(
+            "the test set was not measured: run eval.testbed.measure --set test --conditions full one."
+        )
+    chance = chance_levels("test")
+    lines = [
+        "| kind | n | accuracy % | 95 % interval | one visual token | chance | goal |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind in KINDS:
+        own, blind = full["kinds"][kind], one["kinds"][kind]["accuracy"]
+        low, high = own["interval"]
+        goal = f"{GOALS[kind]}" if kind in GOALS else "-"
+        lines.append(
+            f"| {kind} | {own['n']} | {100 * own['accuracy']:.1f} | {100 * low:.1f} to {100 * high:.1f} "
+            f"| {100 * blind:.1f} | {100 * chance[kind]:.1f} | {goal} |"
+        )
+    mean = sum(full["kinds"][kind]["accuracy"] for kind in KINDS) / len(KINDS)
+    low, high = full["interval"]
+    blind, luck = 100 * one["accuracy"], 100 * sum(chance.values()) / len(chance)
+    lines.append(
+        f"| mean of kinds | {full['n']} | {100 * mean:.1f} | {100 * low:.1f} to {100 * high:.1f} "
+        f"| {blind:.1f} | {luck:.1f} | 87 |"
+    )
+    return "\n".join([*lines, "", _source(full)])
+
+
+def tokens_block(rows: list[dict]) -> str:
+    """Which tokens are needed, on the validation set, with differences paired by question."""
+    full = pick(rows, "validation", "full")
+    if full is None:
+        raise VisionDropError("the validation set was not measured: run eval.testbed.measure --set validation first.")
+    lines = ["| visual tokens before the decoder | " + " | ".join(KINDS) + " | all | minus full (95 %) |"]
+    lines.append("|---|" + "---|" * (len(KINDS) + 2))
+    for condition, meaning in CONDITIONS.items():
+        row = pick(rows, "validation", condition)
+        if row is not None and row["images"] == full["images"]:
+            middle, low, high = paired_difference(row, full)
+            gap = "" if condition == "full" else f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+            lines.append(f"| {meaning} | {_kinds(row)} | {100 * row['accuracy']:.1f} | {gap} |")
+    return "\n".join([*lines, "", _source(full)])
+
+
+def depth_block(rows: list[dict]) -> str:
+    """Accuracy when one random visual token is left after layer l, validation set."""
+    found = {layer: row for layer in range(1, 12) if (row := pick(rows, "validation", "one", layer)) is not None}
+    if not found:
+        raise VisionDropError(
+            "there is no depth profile: run eval.testbed.measure --conditions full depth --images 160."
+        )
+    lines = ["| one token after layer | " + " | ".join(KINDS) + " | all |", "|---|" + "---|" * (len(KINDS) + 1)]
+    lines += [f"| {layer} | {_kinds(row)} | {100 * row['accuracy']:.1f} |" for layer, row in found.items()]
+    first = next(iter(found.values()))
+    same = [r for r in rows if r["condition"] == "full" and r["images"] == first["images"]]
+    lines += [f"| all tokens, same questions | {_kinds(row)} | {100 * row['accuracy']:.1f} |" for row in same[-1:]]
+    return "\n".join([*lines, "", _source(first)])
+
+
+def training_block(log: list[dict]) -> str:
+    """Steps, pictures and minutes of each stage, and the training-stream accuracy at its end."""
+    lines = ["| stage | steps | pictures | minutes | at its end, on the training stream |", "|---|---|---|---|---|"]
+    pictures = seconds = 0.0
+    for number in sorted({row["stage_number"] for row in log}):
+        last = [row for row in log if row["stage_number"] == number and row["what"] == "train"][-1]
+        names = [k for k in (*KINDS, "patch_color", "patch_shape", "patch_digit") if k in last]
+        reached = ", ".join(f"{name} {last[name]:.2f}" for name in names)
+        lines.append(
+            f"| {last['stage']} | {last['step']} | {last['images'] - pictures:.0f} "
+            f"| {(last['seconds'] - seconds) / 60:.0f} | {reached} |"
+        )
+        pictures, seconds = last["images"], last["seconds"]
+    return "\n".join([*lines, "", f"Together {seconds / 60:.0f} minutes."])
+
+
+def _kinds(row: dict) -> str:
+    return " | ".join(f"{100 * row['kinds'][kind]['accuracy']:.1f}" if kind in row["kinds"] else "-" for kind in KINDS)
+
+
+def _source(row: dict) -> str:
+    return (
+        f"n = {row['n']}, set {row['set']} (data version {row['data_version']}), checkpoint {row['checkpoint']}, "
+        f"{row['dtype']} on {row['device']}, commit {row['commit'][:7]}, {row['date'][:10]}."
+    )
+
+
+def fill(card: str, blocks: dict[str, str]) -> str:
+    """The card with its marked blocks replaced."""
+    for name, text in blocks.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.S)
+        if not pattern.search(card):
+            raise VisionDropError(
+                f"the card has no block {name}: put <!-- {name} --> and <!-- end {name} --> where it belongs."
+            )
+        card = pattern.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", card)
+    return card
+
+
+def draw_curves(log: list[dict], path: Path) -> None:
+    """Accuracy of every kind and of the patch labels against minutes of training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    panels = (
+        ("train", (*KINDS, "patch_shape", "patch_digit"), "training stream"),
+        ("validation", KINDS, "validation, 576 tokens"),
+    )
+    for axis, (what, names, title) in zip(axes, panels, strict=True):
+        for name in names:
+            points = [(row["seconds"] / 60, row[name]) for row in log if row["what"] == what and name in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=name, linestyle=":" if name.startswith("patch") else "-")
+        axis.set(title=title, xlabel="minutes of training", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("share of right answers")
+    axes[0].legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Fill the testbed's model card from committed rows.")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail when the card is out of date")
+    args = parser.parse_args(argv)
+    try:
+        rows, log = read_rows(RESULTS / "measure.jsonl"), read_rows(RESULTS / "log.jsonl")
+        blocks = {"accuracy": accuracy_block(rows), "tokens": tokens_block(rows)}
+        blocks |= {"depth": depth_block(rows), "training": training_block(log)}
+        card = CARD.read_text()
+        filled = fill(card, blocks)
+        if args.check:
+            print("up to date" if filled == card else "the card differs from the rows: run python -m eval.testbed.card")
+            return int(filled != card)
+        CARD.write_text(filled)
+        draw_curves(log, RESULTS / "curves.png")
+    except (VisionDropError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
