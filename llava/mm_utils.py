@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from visiondrop.errors import UnsupportedError, VisionDropError
+from visiondrop.errors import VisionDropError
 
 # What PIL's decoders raise on damaged data, besides UnidentifiedImageError (an OSError).
 _DECODING_ERRORS = (
@@ -105,9 +105,10 @@ def process_images(images, image_processor, model_cfg):
     """Pixel values for the vision tower.
 
     images: list of PIL images; image_processor: a CLIP image processor; model_cfg: a config whose `image_aspect_ratio` is "pad"
-    (border in the processor's mean colour up to a square, then resize) or None / "square" / "original" (resize the shorter side and
-    crop the centre).
-    Returns float32 [N, 3, H, W], N images in order.
+    (border in the processor's mean colour up to a square, then resize), "anyres" (LLaVA-NeXT: a base picture and crops), or None /
+    "square" / "original" (resize the shorter side and crop the centre).
+    Returns float32 [N, 3, H, W], N images in order; for "anyres" [N, crops, 3, H, W], or a list of N tensors where their numbers of
+    crops differ.
     """
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     images = [_to_rgb(image) for image in images]
@@ -118,12 +119,13 @@ def process_images(images, image_processor, model_cfg):
         background = tuple(int(mean * 255) for mean in image_processor.image_mean)
         images = [expand2square(image, background) for image in images]
     elif isinstance(aspect_ratio, str) and aspect_ratio.startswith("anyres"):
-        raise UnsupportedError(
-            f"image_aspect_ratio {aspect_ratio!r} (LLaVA-NeXT crops) is not available yet; set config.image_aspect_ratio to 'pad'."
-        )
+        from llava.model.anyres import process_anyres_image
+
+        crops = [process_anyres_image(image, image_processor, model_cfg) for image in images]
+        return torch.stack(crops) if len({len(crop) for crop in crops}) == 1 else crops
     elif aspect_ratio not in _PLAIN_ASPECT_RATIOS:
         raise VisionDropError(
-            f"Unknown image_aspect_ratio {aspect_ratio!r} in the model's config; allowed are 'pad', 'square' and 'original'."
+            f"Unknown image_aspect_ratio {aspect_ratio!r} in the model's config; allowed are 'pad', 'anyres', 'square' and 'original'."
         )
     return torch.stack([_clip_pixels(image, image_processor) for image in images])
 

@@ -145,7 +145,9 @@ def _from_sentencepiece(folder):
     try:
         return SentencePieceTokenizer.from_pretrained(folder)
     except ImportError as error:
-        raise VisionDropError("Reading tokenizer.model needs the sentencepiece package: pip install sentencepiece.") from error
+        raise VisionDropError(
+            "Reading tokenizer.model needs the sentencepiece package: pip install sentencepiece."
+        ) from error
     except _DAMAGE as error:
         raise VisionDropError(
             f"Could not read tokenizer.model or the settings beside it in {str(folder)!r} ({_first_line(error)}); download them again."
@@ -181,7 +183,9 @@ def _restore_word_start(backend, legacy):
     backend: a `tokenizers.Tokenizer`, changed in place. legacy: as in SentencePieceTokenizer.
     """
     if legacy:
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend(WORD_START), normalizers.Replace(" ", WORD_START)])
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend(WORD_START), normalizers.Replace(" ", WORD_START)]
+        )
         backend.pre_tokenizer = None
         return
     # Metaspace prepends nothing to text that begins with its own replacement character. The spaces of the text are marks already when

@@ -8,14 +8,12 @@ no model class takes part. End-of-sequence is off unless asked for, so that `gen
 """
 
 import importlib.util
-import io
-import json
-from functools import lru_cache
 from pathlib import Path
 
-import sentencepiece
 import torch
 from safetensors.torch import save_file
+
+from tests.small_tokenizer import write_json, write_tokenizer
 
 _GOLDEN_PATH = Path(__file__).parent / "golden" / "golden_checkpoint.py"
 _SPEC = importlib.util.spec_from_file_location("golden_checkpoint", _GOLDEN_PATH)
@@ -35,8 +33,8 @@ CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 # Weights ------------------------------------------------------------------------------------------------------------------------
 
 
-def language_shapes(layers):
-    """name -> shape of the language model and the projector, in original names."""
+def language_shapes(layers, newline=False):
+    """name -> shape of the language model and the projector, in original names; newline: with LLaVA-NeXT's newline embedding."""
     width, inner = TEXT["hidden_size"], TEXT["intermediate_size"]
     shapes = {"model.embed_tokens.weight": (VOCABULARY, width), "model.norm.weight": (width,)}
     for i in range(layers):
@@ -48,6 +46,8 @@ def language_shapes(layers):
     shapes["lm_head.weight"] = (VOCABULARY, width)
     for part, inputs in ((0, VISION["hidden_size"]), (2, width)):
         shapes |= {f"model.mm_projector.{part}.weight": (width, inputs), f"model.mm_projector.{part}.bias": (width,)}
+    if newline:
+        shapes["model.image_newline"] = (width,)
     return shapes
 
 
@@ -78,9 +78,9 @@ def _filled(shapes, dtype):
     return {name: torch.from_numpy(golden_checkpoint.tensor(name, shape)).to(dtype) for name, shape in shapes.items()}
 
 
-def language_weights(layers=TEXT["num_hidden_layers"], dtype=torch.float32):
+def language_weights(layers=TEXT["num_hidden_layers"], dtype=torch.float32, newline=False):
     """Golden weights of language model and projector, original names."""
-    return _filled(language_shapes(layers), dtype)
+    return _filled(language_shapes(layers, newline), dtype)
 
 
 def tower_weights(dtype=torch.float32):
@@ -104,129 +104,7 @@ def save_weights(folder, tensors, weights="safetensors"):
             save_file(part, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(part, file)
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    _write_json(folder / f"{stem}.{suffix}.index.json", {"metadata": {"total_size": total}, "weight_map": places})
-
-
-# Tokenizer ----------------------------------------------------------------------------------------------------------------------
-
-
-def _sentences():
-    """What the small tokenizer is trained on: LLaVA's system sentence and questions about simple pictures."""
-    yield "A chat between a curious user and an artificial intelligence assistant."
-    yield "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: ASSISTANT:"
-    yield "Answer the question using a single word or phrase. Answer with the option's letter from the given choices directly."
-    yield "  two  spaces,   three spaces; 0 1 2 3 4 5 6 7 8 9 (yes) [no]! A. B. C. D."
-    for colour in ("red", "green", "blue", "yellow", "orange", "purple", "white", "black"):
-        for shape in ("circle", "square", "triangle", "cat", "umbrella"):
-            yield f"What is left of the {colour} {shape}? Is there a small {shape} in the image? The {shape} is {colour}."
-
-
-@lru_cache
-def sentencepiece_model():
-    """Bytes of a BPE SentencePiece model like LLaMA's: <unk>, <s>, </s> = 0, 1, 2, bytes as a fallback, 512 entries."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_sentences(),
-        model_writer=model,
-        vocab_size=VOCABULARY,
-        model_type="bpe",
-        byte_fallback=True,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        split_digits=True,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return model.getvalue()
-
-
-def raw_sentencepiece():
-    """The SentencePiece library's own processor, to compare with."""
-    processor = sentencepiece.SentencePieceProcessor()
-    processor.LoadFromSerializedProto(sentencepiece_model())
-    return processor
-
-
-def _tokenizer_json():
-    """The same vocabulary as a tokenizer.json with the normaliser and post-processor of LLaMA's published one."""
-    processor = raw_sentencepiece()
-    vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
-    merges = []  # ids of BPE pieces are in order of merging
-    for piece in vocabulary:
-        merges += [[piece[:k], piece[k:]] for k in range(1, len(piece)) if piece[:k] in vocabulary and piece[k:] in vocabulary]
-    special = [
-        {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        for i, token in enumerate(("<unk>", "<s>", "</s>"))
-    ]
-    begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": special,
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": [
-                {"type": "Prepend", "prepend": "\u2581"},
-                {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
-            ],
-        },
-        "pre_tokenizer": None,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, begin, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": "<unk>",
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "vocab": vocabulary,
-            "merges": merges,
-        },
-    }
-
-
-def write_tokenizer(folder, tokenizer="model", **settings):
-    """tokenizer.model ("model") or tokenizer.json ("json"), with a tokenizer_config.json in the style of transformers 4.31."""
-    if tokenizer == "model":
-        (folder / "tokenizer.model").write_bytes(sentencepiece_model())
-    else:
-        _write_json(folder / "tokenizer.json", _tokenizer_json())
-    token = {"__type": "AddedToken", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    config = {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "bos_token": token | {"content": "<s>"},
-        "clean_up_tokenization_spaces": False,
-        "eos_token": token | {"content": "</s>"},
-        "model_max_length": 2048,
-        "pad_token": None,
-        "padding_side": "right",
-        "sp_model_kwargs": {},
-        "tokenizer_class": "LlamaTokenizer",
-        "unk_token": token | {"content": "<unk>"},
-    }
-    _write_json(folder / "tokenizer_config.json", config | settings)
+    write_json(folder / f"{stem}.{suffix}.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
 # Checkpoints --------------------------------------------------------------------------------------------------------------------
@@ -242,7 +120,12 @@ def write_tower(folder, weights="safetensors", dtype=torch.float32, full=True):
             "model_type": "clip",
             "architectures": ["CLIPModel"],
             "projection_dim": VISION["projection_dim"],
-            "text_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+            "text_config": {
+                "hidden_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+            },
             "vision_config": {"model_type": "clip_vision_model", **VISION},
         }
         positions = tower_shapes()["vision_model.embeddings.position_embedding.weight"][0]
@@ -252,7 +135,7 @@ def write_tower(folder, weights="safetensors", dtype=torch.float32, full=True):
             "visual_projection.weight": torch.ones(4, 4),
             "logit_scale": torch.tensor(2.6592),
         }
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     size = VISION["image_size"]
     processor = {
         "crop_size": size,
@@ -265,7 +148,7 @@ def write_tower(folder, weights="safetensors", dtype=torch.float32, full=True):
         "resample": 3,
         "size": size,
     }
-    _write_json(folder / "preprocessor_config.json", processor)
+    write_json(folder / "preprocessor_config.json", processor)
     save_weights(folder, tensors, weights)
     return folder
 
@@ -326,42 +209,54 @@ def write_original(
     folder = Path(folder)
     checkpoint = folder / "llava-v1.5-golden"
     checkpoint.mkdir(parents=True, exist_ok=True)
-    tensors = language_weights(layers, dtype)
+    tensors = language_weights(layers, dtype, newline="unpad" in fields.get("mm_patch_merge_type", ""))
     # Old trainers saved this buffer; nothing reads it.
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(TEXT["hidden_size"] // TEXT["num_attention_heads"] // 2)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(
+        TEXT["hidden_size"] // TEXT["num_attention_heads"] // 2
+    )
     clip = write_tower(folder / "clip-golden", "bin" if weights == "bin" else "safetensors", dtype)
     if tower == "inside":
         tensors |= {TOWER_IN_CHECKPOINT + name: tensor for name, tensor in tower_weights(dtype).items()}
         for path in [*clip.glob("*.safetensors"), *clip.glob("*.bin"), *clip.glob("*.index.json")]:
             path.unlink()
         fields = {"unfreeze_mm_vision_tower": True} | fields
-    _write_json(checkpoint / "config.json", original_config(layers, "../clip-golden", eos, dtype, **fields))
-    _write_json(
+    write_json(checkpoint / "config.json", original_config(layers, "../clip-golden", eos, dtype, **fields))
+    write_json(
         checkpoint / "generation_config.json",
-        {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2 if eos else None, "max_length": 4096, "pad_token_id": 0},
+        {
+            "_from_model_config": True,
+            "bos_token_id": 1,
+            "eos_token_id": 2 if eos else None,
+            "max_length": 4096,
+            "pad_token_id": 0,
+        },
     )
     save_weights(checkpoint, tensors, weights)
     write_tokenizer(checkpoint, tokenizer)
     return checkpoint
 
 
-def hub_model(layers=TEXT["num_hidden_layers"], dtype=torch.float32, eos=False):
-    """transformers' LlavaForConditionalGeneration with the golden weights and `HUB_EXTRA_ROWS` zero rows of vocabulary."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+def hub_model(layers=TEXT["num_hidden_layers"], dtype=torch.float32, eos=False, family="Llava"):
+    """transformers' LlavaForConditionalGeneration with the golden weights and `HUB_EXTRA_ROWS` zero rows of vocabulary.
+
+    family: "Llava", or "LlavaNext" for LlavaNextForConditionalGeneration.
+    """
+    import transformers
+    from transformers import CLIPVisionConfig, LlamaConfig
 
     text = LlamaConfig(**TEXT | {"num_hidden_layers": layers, "vocab_size": VOCABULARY + HUB_EXTRA_ROWS})
     text.eos_token_id = 2 if eos else None
-    config = LlavaConfig(
+    config = getattr(transformers, f"{family}Config")(
         text_config=text,
         vision_config=CLIPVisionConfig(**VISION),
         image_token_index=HUB_IMAGE_ID,
         vision_feature_layer=golden_checkpoint.MM_VISION_SELECT_LAYER,
     )
     config.dtype = dtype
-    model = LlavaForConditionalGeneration(config).to(dtype).eval()
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config).to(dtype).eval()
     state = model.state_dict()
     with torch.no_grad():
-        for name, tensor in (language_weights(layers, dtype) | tower_weights(dtype)).items():
+        for name, tensor in (language_weights(layers, dtype, family == "LlavaNext") | tower_weights(dtype)).items():
             target = state[_hub_name(name, state)]
             if len(target) > len(tensor):
                 target.zero_()
@@ -383,17 +278,27 @@ def _hub_name(name, state):
     return name
 
 
-def write_hub(folder, layers=TEXT["num_hidden_layers"], keys="disk", tokenizer="model", eos=False, dtype=torch.float32):
+def write_hub(
+    folder,
+    layers=TEXT["num_hidden_layers"],
+    keys="disk",
+    tokenizer="model",
+    eos=False,
+    dtype=torch.float32,
+    family="Llava",
+):
     """Write the same model in the hub's layout to `folder`/llava-1.5-golden-hf and return that path.
 
-    keys: "disk", the names that `save_pretrained` writes, or "class", those the class itself holds.
+    family: see `hub_model`; keys: "disk", the names that `save_pretrained` writes, or "class", those the class itself holds.
     """
     checkpoint = Path(folder) / "llava-1.5-golden-hf"
     checkpoint.mkdir(parents=True, exist_ok=True)
-    model = hub_model(layers, dtype, eos)
+    model = hub_model(layers, dtype, eos, family)
     model.save_pretrained(checkpoint)
     if keys == "class":
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, checkpoint / "model.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, checkpoint / "model.safetensors"
+        )
     token = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     added = {"0": "<unk>", "1": "<s>", "2": "</s>", str(HUB_IMAGE_ID): "<image>", str(HUB_PAD_ID): "<pad>"}
     write_tokenizer(
@@ -406,9 +311,5 @@ def write_hub(folder, layers=TEXT["num_hidden_layers"], keys="disk", tokenizer="
     size = VISION["image_size"]
     processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": size}, "image_mean": CLIP_MEAN}
     processor |= {"crop_size": {"height": size, "width": size}, "image_std": CLIP_STD, "resample": 3}
-    _write_json(checkpoint / "preprocessor_config.json", processor)
+    write_json(checkpoint / "preprocessor_config.json", processor)
     return checkpoint
-
-
-def _write_json(path, content):
-    path.write_text(json.dumps(content, indent=2), encoding="utf-8")

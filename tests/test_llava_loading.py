@@ -18,21 +18,18 @@ from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCau
 from tests.checkpoints import (
     HUB_EXTRA_ROWS,
     HUB_IMAGE_ID,
-    TEXT,
     TOWER_IN_CHECKPOINT,
     VISION,
     VOCABULARY,
     golden_checkpoint,
     hub_model,
     language_weights,
-    save_weights,
     tower_weights,
     write_hub,
     write_original,
 )
-from visiondrop.errors import VisionDropError
+from tests.loading import LAYERS, edit, load, refuses
 
-LAYERS = 2
 LAYOUTS = {
     "separate-safetensors-model": (write_original, dict(tower="separate", weights="safetensors", tokenizer="model")),
     "separate-sharded-json": (write_original, dict(tower="separate", weights="sharded", tokenizer="json")),
@@ -42,10 +39,6 @@ LAYOUTS = {
     "hub-disk-model": (write_hub, dict(keys="disk", tokenizer="model")),
     "hub-class-json": (write_hub, dict(keys="class", tokenizer="json")),
 }
-
-
-def load(path, **arguments):
-    return load_pretrained_model(path, None, "llava-v1.5-7b", **{"device_map": "cpu", "torch_dtype": torch.float32} | arguments)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +76,9 @@ def test_every_layout_gives_the_same_model(layout, tmp_path, stock_logits):
     assert isinstance(model, LlavaLlamaForCausalLM) and not model.training and context_len == 2048
 
     state = model.state_dict()
-    expected = language_weights(LAYERS) | {f"model.vision_tower.vision_tower.{k}": v for k, v in tower_weights().items()}
+    expected = language_weights(LAYERS) | {
+        f"model.vision_tower.vision_tower.{k}": v for k, v in tower_weights().items()
+    }
     assert state.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(state[name][: len(tensor)], tensor), name
@@ -109,7 +104,9 @@ def test_a_question_is_answered_from_text_and_a_file(written):
     images = [Image.fromarray(np.full((30, 50, 3), 90, np.uint8)), Image.fromarray(np.full((50, 30, 3), 30, np.uint8))]
     pixels = process_images(images, image_processor, model.config)
     ids = tokenizer_image_token("USER: <image> <image>\nWhat? ASSISTANT:", tokenizer, return_tensors="pt")[None]
-    new = model.generate(ids, images=pixels.half(), image_sizes=[i.size for i in images], do_sample=False, max_new_tokens=6)
+    new = model.generate(
+        ids, images=pixels.half(), image_sizes=[i.size for i in images], do_sample=False, max_new_tokens=6
+    )
     assert new.shape == (1, 6)
     assert isinstance(tokenizer.batch_decode(new, skip_special_tokens=True)[0], str)
     keyword = tokenizer.decode(new[0, 2:3])
@@ -128,7 +125,10 @@ def test_a_loaded_model_does_not_depend_on_its_files(tmp_path, weights):
             stream.write(b"\0" * file.stat().st_size)
     state, expected = model.state_dict(), language_weights(LAYERS)
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
-    assert torch.equal(state[TOWER_IN_CHECKPOINT + "vision_model.pre_layrnorm.weight"], tower_weights()["vision_model.pre_layrnorm.weight"])
+    assert torch.equal(
+        state[TOWER_IN_CHECKPOINT + "vision_model.pre_layrnorm.weight"],
+        tower_weights()["vision_model.pre_layrnorm.weight"],
+    )
 
 
 def test_transformers_name_llava_stays_its_own(written):
@@ -137,6 +137,30 @@ def test_transformers_name_llava_stays_its_own(written):
     assert LlavaConfig.model_type == "llava_llama"
     assert load(written)[1].config.model_type == "llava_llama"
     assert type(AutoConfig.for_model("llava")).__module__.startswith("transformers.")
+
+
+@pytest.mark.parametrize("size", [(500, 200), (340, 360), (70, 40)])
+def test_llava_next_equals_stock_transformers(tmp_path, size):
+    """Both layouts; where both sides are below 336 the hub's class itself cuts otherwise than the original."""
+    grid = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    fields = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", "image_grid_pinpoints": grid}
+    paths = [write_hub(tmp_path / keys, LAYERS, keys=keys, family="LlavaNext") for keys in ("disk", "class")]
+    if max(size) >= 336:
+        paths.append(write_original(tmp_path, LAYERS, tower="inside", **fields))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    ids, logits = torch.tensor([[1, 20, -200, 30, 40]]), []
+    for path in paths:
+        _, model, processor, _ = load(path)
+        pixels = process_images([image], processor, model.config)
+        with torch.no_grad():
+            logits.append(model(input_ids=ids, images=pixels, image_sizes=[size]).logits[..., :VOCABULARY])
+    rows = logits[0].shape[1] - 4
+    expanded = torch.cat([ids[:, :2], torch.full((1, rows), HUB_IMAGE_ID), ids[:, 3:]], dim=1)
+    stock = hub_model(LAYERS, family="LlavaNext")
+    with torch.no_grad():
+        expected = stock(input_ids=expanded, pixel_values=pixels, image_sizes=torch.tensor([size[::-1]])).logits
+    for found in logits:
+        assert (found - expected[..., :VOCABULARY]).abs().max() <= 1e-5
 
 
 # Arguments ----------------------------------------------------------------------------------------------------------------------
@@ -205,6 +229,19 @@ def test_missing_extras(written, monkeypatch):
     refuses(["float16 or bfloat16"], lambda: load(written, attn_implementation="flash_attention_2"))
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_decoder(written, bits):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    ids = torch.tensor([golden_checkpoint.input_ids(0)])
+    _, model, _, _ = load(written, torch_dtype=torch.bfloat16, **{f"load_{bits}bit": True})
+    for name, module in model.named_modules():
+        if hasattr(module, "in_features"):
+            assert ("bit" in type(module).__name__) == name.startswith("model.layers."), name
+    with torch.no_grad():
+        logits = [m(input_ids=ids, images=golden_picture()).logits[0, -1].float() for m in (model, load(written)[1])]
+    assert torch.corrcoef(torch.stack(logits))[0, 1] > 0.98
+
+
 def test_model_base_is_refused(written):
     refuses(["model_base", "merge"], lambda: load_pretrained_model(written, "lmsys/vicuna-7b-v1.5", "llava-lora"))
 
@@ -253,7 +290,12 @@ def test_known_tower_inside_needs_no_folder_and_no_network():
     folder = checkpoint._add_tower(config, {name: torch.ones(1)}, Path("/nonexistent"))
     vision = config.vision_config
     assert folder is None
-    assert (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads, vision.image_size) == (1024, 24, 16, 336)
+    assert (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads, vision.image_size) == (
+        1024,
+        24,
+        16,
+        336,
+    )
 
 
 def test_missing_preprocessor_config_means_clip_settings(copy):
@@ -263,161 +305,3 @@ def test_missing_preprocessor_config_means_clip_settings(copy):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8))
     config = LlavaConfig(image_aspect_ratio="pad")
     assert torch.equal(process_images([image], processor, config), process_images([image], reference, config))
-
-
-# Damage -------------------------------------------------------------------------------------------------------------------------
-
-
-def edit(path, replace=None, **fields):
-    content = json.loads(path.read_text()) if replace is None else replace
-    path.write_text(json.dumps(content | fields))
-
-
-def refuses(words, call):
-    """`call` raises one sentence with all of `words`."""
-    with pytest.raises(VisionDropError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith("."), message
-    for word in words:
-        assert word in message, message
-
-
-def drop(path, *names):
-    tensors = load_file(path)
-    for name in names:
-        del tensors[name]
-    save_file(tensors, path)
-
-
-def test_missing_folder(tmp_path):
-    refuses(["'/no/such/folder'", "hub id"], lambda: load("/no/such/folder"))
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    refuses(["is a file"], lambda: load(tmp_path / "model.safetensors"))
-    refuses(["config.json"], lambda: load(tmp_path))
-
-
-def test_without_a_network(monkeypatch, tmp_path, copy):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    refuses(["'liuhaotian/llava-v1.5-7b'", "path of that folder"], lambda: load("liuhaotian/llava-v1.5-7b"))
-    edit(copy / "config.json", mm_vision_tower="openai/clip-vit-large-patch14-336")
-    refuses(["mm_vision_tower", "'openai/clip-vit-large-patch14-336'"], lambda: load(copy))
-
-
-def test_hub_id_is_fetched_in_one_format(monkeypatch, tmp_path):
-    """A stand-in for the hub that copies what the patterns ask for: safetensors alone where there are both formats."""
-    import huggingface_hub
-
-    repository = write_original(tmp_path / "hub", LAYERS, tower="inside", weights="sharded")
-    save_weights(repository, {"unused": torch.ones(1)}, "bin")
-    edit(repository / "config.json", mm_vision_tower=str(repository.parent / "clip-golden"))
-    snapshot = tmp_path / "snapshot"
-
-    def fetch(hub_id, allow_patterns):
-        assert hub_id == "someone/llava"
-        snapshot.mkdir(exist_ok=True)
-        for pattern in allow_patterns:
-            for path in repository.glob(pattern):
-                shutil.copy(path, snapshot)
-        return str(snapshot)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    load("someone/llava")
-    assert not list(snapshot.glob("*.bin"))
-
-
-def test_no_weights_and_half_downloads(copy):
-    (copy / "model.safetensors").unlink()
-    refuses(["no weights", "model.safetensors"], lambda: load(copy))
-    cache = copy / ".cache" / "huggingface" / "download"
-    cache.mkdir(parents=True)
-    (cache / "abc.incomplete").write_bytes(b"")
-    refuses(["half-downloaded", "abc.incomplete"], lambda: load(copy))
-
-
-@pytest.mark.parametrize("weights, stem", [("sharded", "model-00002-of-00003.safetensors"), ("bin", "pytorch_model-00002-of-00003.bin")])
-def test_absent_and_damaged_shards(tmp_path, weights, stem):
-    path = write_original(tmp_path, LAYERS, weights=weights)
-    shard, content = path / stem, (path / stem).read_bytes()
-    for damaged, words in (
-        (content[: len(content) // 2], [stem, "download it again"]),
-        (content[:20], [stem, "download it again"]),
-        (b"", [stem, "download it again"]),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", [stem, "git lfs pull"]),
-    ):
-        shard.write_bytes(damaged)
-        refuses(words, lambda: load(path))
-    shard.unlink()
-    refuses(["half-downloaded", stem, "1 are missing"], lambda: load(path))
-    index = next(path.glob("*.index.json"))
-    kept = index.read_text()
-    index.unlink()
-    refuses(["half-downloaded", "2 of 3"], lambda: load(path))
-    shard.write_bytes(content)
-    load(path)  # all shards without an index are enough
-    index.write_text(kept[:50])
-    refuses([index.name], lambda: load(path))
-
-
-def test_pickles_with_code_are_not_loaded(copy):
-    (copy / "model.safetensors").unlink()
-    torch.save({"model.norm.weight": Path("/")}, copy / "pytorch_model.bin")
-    refuses(["pytorch_model.bin", "safety"], lambda: load(copy))
-    torch.save([torch.ones(1)], copy / "pytorch_model.bin")
-    refuses(["pytorch_model.bin", "dictionary"], lambda: load(copy))
-
-
-def test_incomplete_weights_are_never_filled_in(copy):
-    drop(copy / "model.safetensors", "model.layers.1.mlp.up_proj.weight", "model.mm_projector.2.bias")
-    refuses(["lack 2 of", "model.layers.1.mlp.up_proj.weight", "model.mm_projector.2.bias"], lambda: load(copy))
-
-
-def test_incomplete_tower(copy):
-    drop(copy.parent / "clip-golden" / "model.safetensors", "vision_model.pre_layrnorm.weight")
-    refuses(["lack 1 of", "pre_layrnorm.weight"], lambda: load(copy))
-
-
-def test_config_of_another_model(copy):
-    edit(copy / "config.json", intermediate_size=64)
-    refuses(["shape", "mlp.", "(64, 128)"], lambda: load(copy))
-    edit(copy / "config.json", intermediate_size=TEXT["intermediate_size"], num_hidden_layers=3)
-    refuses(["lack 9 of", "model.layers.2."], lambda: load(copy))
-
-
-@pytest.mark.parametrize(
-    "fields, words",
-    [
-        (dict(model_type="llava_mpt"), ["'llava_mpt'", "'llava'"]),
-        (dict(model_type="llava_next"), ["LLaVA-NeXT"]),
-        (dict(model_type=None), ["None"]),
-        (dict(mm_vision_tower=None), ["mm_vision_tower"]),
-        (dict(mm_vision_tower="./gone"), ["'./gone'", "mm_vision_tower"]),
-        (dict(mm_use_im_start_end=True), ["<im_start>"]),
-        (dict(mm_projector_type="qformer"), ["'qformer'", "mlp2x_gelu"]),
-        (dict(text_config={"model_type": "mistral"}), ["'mistral'", "'llama'"]),
-        (dict(text_config={}, vision_feature_layer=[-2, -5]), ["projector"]),
-    ],
-)
-def test_unsupported_models(copy, fields, words):
-    edit(copy / "config.json", **fields)
-    with pytest.raises(VisionDropError) as caught:
-        load(copy)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
-
-
-def test_other_towers_are_refused(copy):
-    edit(copy.parent / "clip-golden" / "config.json", model_type="siglip_vision_model")
-    refuses(["'siglip_vision_model'", "'clip'"], lambda: load(copy))
-
-
-def test_damaged_settings(copy):
-    for path in (copy / "config.json", copy / "tokenizer_config.json", copy / "generation_config.json", copy.parent / "clip-golden" / "preprocessor_config.json"):
-        kept = path.read_text()
-        path.write_text(kept[: len(kept) // 2])
-        refuses([path.name], lambda: load(copy))
-        path.write_text(kept)
-    (copy / "tokenizer.model").unlink()
-    refuses(["tokenizer.model"], lambda: load(copy))

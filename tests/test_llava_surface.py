@@ -20,7 +20,8 @@ from llava.mm_utils import (
 )
 from llava.model.builder import CLIPImageProcessorPil
 from llava.tokenizer import load_tokenizer
-from tests.checkpoints import CLIP_MEAN, CLIP_STD, raw_sentencepiece, write_tokenizer
+from tests.checkpoints import CLIP_MEAN, CLIP_STD
+from tests.small_tokenizer import raw_sentencepiece, write_tokenizer
 from visiondrop.errors import VisionDropError
 
 VICUNA = (
@@ -98,7 +99,9 @@ def tokenizer_folder(request, tmp_path):
 
 PROMPTS = [
     conversation("vicuna_v1", "<image>\nWhat is left of the red cat?", None).get_prompt(),
-    conversation("vicuna_v1", "<image> <image>\nWhich one?", None).get_prompt(),  # lmms-eval's form: a piece that is one space
+    conversation(
+        "vicuna_v1", "<image> <image>\nWhich one?", None
+    ).get_prompt(),  # lmms-eval's form: a piece that is one space
     "<image>\nA red square.\n",
     "What?<image><image>",
     "No image  at all,   but caf\u00e9 \u6f22\u5b57 \U0001f642 and\ttabs",
@@ -120,7 +123,9 @@ def test_ids_equal_raw_sentencepiece(tokenizer_folder, prompt):
 
 
 @pytest.mark.parametrize("legacy", [None, True, False])
-@pytest.mark.parametrize("segments", [["Hi", "</s>", "USER: no"], ["Hi", "</s>", " no"], ["</s>", "Hi"], [" ", "</s>", "x"]])
+@pytest.mark.parametrize(
+    "segments", [["Hi", "</s>", "USER: no"], ["Hi", "</s>", " no"], ["</s>", "Hi"], [" ", "</s>", "x"]]
+)
 def test_text_after_special_tokens_follows_the_legacy_flag(tmp_path, segments, legacy):
     raw, bare = raw_sentencepiece(), raw_sentencepiece()
     bare.LoadFromSerializedProto(raw.serialized_model_proto() + NO_PREFIX)
@@ -153,9 +158,14 @@ def test_answers_decode_as_sentencepiece_does(tokenizer_folder):
 
 
 def test_padding_settings(tokenizer_folder):
-    folder, kind = tokenizer_folder
+    folder, _ = tokenizer_folder
     tokenizer = load_tokenizer(folder)
-    assert (tokenizer.pad_token, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id) == ("<unk>", 0, 2, 1)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id) == (
+        "<unk>",
+        0,
+        2,
+        1,
+    )
     assert tokenizer.padding_side == "right"  # as tokenizer_config.json says
     (folder / "tokenizer_config.json").unlink()
     tokenizer = load_tokenizer(folder)
@@ -204,7 +214,20 @@ def test_keywords_stop_new_text_only(tmp_path):
 
 # Pixels -------------------------------------------------------------------------------------------------------------------------
 
-SIZES = [(336, 336), (640, 480), (480, 640), (1000, 37), (7, 900), (1, 50), (50, 1), (2, 1), (3, 2), (3, 3), (337, 335), (224, 224)]
+SIZES = [
+    (336, 336),
+    (640, 480),
+    (480, 640),
+    (1000, 37),
+    (7, 900),
+    (1, 50),
+    (50, 1),
+    (2, 1),
+    (3, 2),
+    (3, 3),
+    (337, 335),
+    (224, 224),
+]
 SIDE = 336
 
 
@@ -268,10 +291,17 @@ def test_expand2square_keeps_square_images_and_modes():
     assert tall.mode == "L" and tall.size == (5, 5) and np.asarray(tall)[:, 0].tolist() == [7] * 5
 
 
-@pytest.mark.parametrize("ratio, word", [("anyres", "not available yet"), ("anyres_max_9", "not available yet"), ("stretch", "'square'")])
-def test_unsupported_aspect_ratios_are_refused(processor, ratio, word):
-    with pytest.raises(VisionDropError, match=word):
-        process_images([picture((4, 4))], processor, Config(ratio))
+def test_unknown_aspect_ratios_are_refused(processor):
+    with pytest.raises(VisionDropError, match="'stretch'.*'square'"):
+        process_images([picture((4, 4))], processor, Config("stretch"))
+
+
+def test_anyres_stacks_equal_numbers_of_crops(processor):
+    config = Config("anyres")
+    config.image_grid_pinpoints = [[336, 672], [672, 672]]
+    tall, square = picture((300, 600)), picture((600, 600))
+    assert process_images([tall, tall], processor, config).shape == (2, 3, 3, SIDE, SIDE)
+    assert [len(crops) for crops in process_images([tall, square], processor, config)] == [3, 5]
 
 
 @pytest.mark.parametrize("images", [[], ["photo.jpg"], [np.zeros((4, 4, 3), np.uint8)], [Image.new("RGB", (1, 1))]])
@@ -296,7 +326,10 @@ def test_every_mode_opens_as_rgb(tmp_path, processor):
         "grey.png": (grey, np.stack([np.asarray(grey)] * 3, -1)),
         "deep.png": (deep, np.stack([np.asarray(grey)] * 3, -1)),
         "cmyk.tiff": (cmyk, np.asarray(cmyk.convert("RGB"))),
-        "palette.png": (palette, np.asarray(palette.getpalette()[: 16 * 3], np.uint8).reshape(-1, 3)[np.asarray(palette)]),
+        "palette.png": (
+            palette,
+            np.asarray(palette.getpalette()[: 16 * 3], np.uint8).reshape(-1, 3)[np.asarray(palette)],
+        ),
         "alpha.png": (alpha, np.asarray(alpha)[..., :3]),
         "grey_alpha.png": (picture((20, 10), "LA"), np.stack([np.asarray(picture((20, 10), "LA"))[..., 0]] * 3, -1)),
         "bits.png": (grey.convert("1"), np.stack([np.asarray(grey.convert("1")) * np.uint8(255)] * 3, -1)),
@@ -309,7 +342,10 @@ def test_every_mode_opens_as_rgb(tmp_path, processor):
         assert torch.equal(pixels, process_images([opened], processor, Config("pad"))), name
 
 
-@pytest.mark.parametrize("orientation, turn", [(1, None), (3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_270), (8, Image.Transpose.ROTATE_90)])
+@pytest.mark.parametrize(
+    "orientation, turn",
+    [(1, None), (3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_270), (8, Image.Transpose.ROTATE_90)],
+)
 def test_exif_orientation_is_applied(tmp_path, orientation, turn):
     image = picture((20, 10))
     exif = Image.Exif()

@@ -74,7 +74,9 @@ def load_pretrained_model(
     checkpoint = read_checkpoint(model_path, customized_config)
     dtype = _dtype(dtype if dtype is not None else torch_dtype, checkpoint.stored_dtype)
     if attention == "flash_attention_2" and dtype is torch.float32:
-        raise VisionDropError("flash_attention_2 computes in float16 or bfloat16 only; pass torch_dtype=torch.float16, or use sdpa.")
+        raise VisionDropError(
+            "flash_attention_2 computes in float16 or bfloat16 only; pass torch_dtype=torch.float16, or use sdpa."
+        )
     tokenizer = load_tokenizer(checkpoint.folder)
     image_processor = _image_processor(checkpoint)
     model = _build(
@@ -100,7 +102,9 @@ def _build(checkpoint, **placement):
     check_complete(expected, checkpoint.weights, checkpoint.folder)
     surplus = sorted(checkpoint.weights.keys() - expected.keys() - {"lm_head.weight"})
     if surplus:
-        logger.warning("%s holds %d tensors this model has no place for, e.g. %s", checkpoint.folder, len(surplus), surplus[0])
+        logger.warning(
+            "%s holds %d tensors this model has no place for, e.g. %s", checkpoint.folder, len(surplus), surplus[0]
+        )
     weights = {name: tensor for name, tensor in checkpoint.weights.items() if name in expected}
     model = LlavaLlamaForCausalLM.from_pretrained(None, config=checkpoint.config, state_dict=weights, **placement)
     _leave_files(model, weights)
@@ -167,7 +171,9 @@ def _placement(device_map, device):
     if devices and all(str(name) == "cpu" for name in devices):
         return None
     if not is_accelerate_available():
-        raise VisionDropError(f"device_map={device_map!r} needs the accelerate package: pip install accelerate, or use device_map='cpu'.")
+        raise VisionDropError(
+            f"device_map={device_map!r} needs the accelerate package: pip install accelerate, or use device_map='cpu'."
+        )
     return device_map
 
 
@@ -185,7 +191,9 @@ def _check_device(name):
         return
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if count == 0 or device.type != torch.accelerator.current_accelerator().type or (device.index or 0) >= count:
-        raise VisionDropError(f"Device {str(name)!r} is not on this machine, which has {count} accelerators; pass device_map='cpu' or 'auto'.")
+        raise VisionDropError(
+            f"Device {str(name)!r} is not on this machine, which has {count} accelerators; pass device_map='cpu' or 'auto'."
+        )
 
 
 def _quantization(load_8bit, load_4bit):
@@ -199,8 +207,10 @@ def _quantization(load_8bit, load_4bit):
         raise VisionDropError("Both load_8bit and load_4bit were asked for; choose one.")
     if not is_bitsandbytes_available():
         bits = 8 if load_8bit else 4
-        raise VisionDropError(f"load_{bits}bit needs the bitsandbytes package: pip install bitsandbytes, or load without it.")
-    whole = ["lm_head", "vision_tower", "mm_projector"]
+        raise VisionDropError(
+            f"load_{bits}bit needs the bitsandbytes package: pip install bitsandbytes, or load without it."
+        )
+    whole = ["lm_head", "model.vision_tower", "model.mm_projector"]
     if load_8bit:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
     return BitsAndBytesConfig(
@@ -236,7 +246,9 @@ def _generation_config(folder, model, tokenizer):
         try:
             config = GenerationConfig.from_pretrained(folder)
         except (OSError, ValueError, TypeError) as error:
-            raise VisionDropError(f"Could not read generation_config.json in {str(folder)!r} ({error}); download it again.") from error
+            raise VisionDropError(
+                f"Could not read generation_config.json in {str(folder)!r} ({error}); download it again."
+            ) from error
     config.max_length = None
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id

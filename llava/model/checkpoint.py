@@ -17,6 +17,7 @@ from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.weights import read_weights
 from visiondrop.errors import UnsupportedError, VisionDropError
 
+MODEL_TYPES = ("llava", "llava_llama", "llava_next")
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 
 # Names of either layout -> ours. Original names pass through, except that the level `vision_model.` may be absent (transformers 5).
@@ -114,7 +115,9 @@ def resolve_folder(name, what):
     if path.exists():
         raise VisionDropError(f"The {what} {str(name)!r} is a file; give the folder that holds it.")
     if not _HUB_ID.fullmatch(str(name)):
-        raise VisionDropError(f"There is no folder {str(name)!r} for the {what}; give the path of an existing one, or a hub id such as 'owner/name'.")
+        raise VisionDropError(
+            f"There is no folder {str(name)!r} for the {what}; give the path of an existing one, or a hub id such as 'owner/name'."
+        )
     return _download(str(name), what)
 
 
@@ -141,7 +144,9 @@ def _download(hub_id, what):
 def read_json(path):
     """The object in a JSON file; raises VisionDropError where it is missing or damaged."""
     if not path.is_file():
-        raise VisionDropError(f"There is no {path.name} in {str(path.parent)!r}; give the folder of a LLaVA checkpoint.")
+        raise VisionDropError(
+            f"There is no {path.name} in {str(path.parent)!r}; give the folder of a LLaVA checkpoint."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -154,11 +159,10 @@ def read_json(path):
 def check_model_type(raw, folder):
     """Refuse what is not a LLaVA over LLaMA with a plain CLIP tower."""
     model_type = raw.get("model_type")
-    if model_type == "llava_next":
-        raise UnsupportedError(f"{str(folder)!r} is a LLaVA-NeXT checkpoint in hub layout, which is not available yet; use a LLaVA-1.5 one.")
-    if model_type not in ("llava", "llava_llama"):
+    if model_type not in MODEL_TYPES:
         raise UnsupportedError(
-            f"config.json in {str(folder)!r} has model_type {model_type!r}; supported are 'llava' and 'llava_llama' (LLaVA over LLaMA)."
+            f"config.json in {str(folder)!r} has model_type {model_type!r}; supported are {', '.join(map(repr, MODEL_TYPES))} "
+            "(LLaVA over LLaMA)."
         )
     if raw.get("mm_use_im_start_end"):
         raise UnsupportedError(
@@ -169,39 +173,55 @@ def check_model_type(raw, folder):
 def original_config(raw):
     """LlavaConfig of an original config.json; `vision_config` is still whatever the file held, usually nothing."""
     if not raw.get("mm_vision_tower"):
-        raise UnsupportedError("config.json names no mm_vision_tower, so this is a plain language model; give a LLaVA checkpoint.")
+        raise UnsupportedError(
+            "config.json names no mm_vision_tower, so this is a plain language model; give a LLaVA checkpoint."
+        )
     # What the original assumes for fields that a file lacks.
     assumed = {"mm_projector_type": "linear", "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2}
     return LlavaConfig(**assumed | {key: value for key, value in raw.items() if key not in _BOOKKEEPING})
 
 
 def hub_config(raw):
-    """LlavaConfig with the meaning of a transformers LlavaConfig.
+    """LlavaConfig with the meaning of a transformers LlavaConfig or LlavaNextConfig.
 
-    Pictures are padded to a square (`image_aspect_ratio` "pad") although the hub's processors crop them, because that is how LLaVA-1.5
-    was trained and evaluated.
+    LLaVA-1.5's pictures are padded to a square (`image_aspect_ratio` "pad") although the hub's processors crop them, because that is
+    how it was trained and evaluated. LLaVA-NeXT's resolutions are (height, width) on the hub and (width, height) in the original.
     """
-    hub = transformers.LlavaConfig(**{key: value for key, value in raw.items() if key not in _BOOKKEEPING})
+    is_next = raw["model_type"] == "llava_next"
+    hub_class = transformers.LlavaNextConfig if is_next else transformers.LlavaConfig
+    hub = hub_class(**{key: value for key, value in raw.items() if key not in _BOOKKEEPING})
     text, vision = hub.text_config, hub.vision_config
     if text.model_type != "llama" or vision.model_type != "clip_vision_model":
         raise UnsupportedError(
             f"This checkpoint joins {text.model_type!r} with {vision.model_type!r}; supported is 'llama' with 'clip_vision_model'."
         )
-    if not isinstance(hub.vision_feature_layer, int) or not hub.multimodal_projector_bias or hub.projector_hidden_act != "gelu":
+    if (
+        not isinstance(hub.vision_feature_layer, int)
+        or not hub.multimodal_projector_bias
+        or hub.projector_hidden_act != "gelu"
+    ):
         raise UnsupportedError(
-            "This checkpoint's projector (several feature layers, no bias, or another activation than gelu) is not that of LLaVA-1.5, "
-            "which is the one supported."
+            "This checkpoint's projector (several feature layers, no bias, or another activation than gelu) is not that of LLaVA-1.5 "
+            "and LLaVA-NeXT, which is the one supported."
         )
     kept = {key: value for key, value in text.to_dict().items() if key not in _BOOKKEEPING}
+    pictures = {"image_aspect_ratio": "pad"}
+    if is_next:
+        pinpoints = [[width, height] for height, width in hub.image_grid_pinpoints]
+        pictures = {
+            "image_aspect_ratio": "anyres",
+            "mm_patch_merge_type": "spatial_unpad",
+            "image_grid_pinpoints": pinpoints,
+        }
     return LlavaConfig(
         **kept
+        | pictures
         | {
             "tie_word_embeddings": hub.tie_word_embeddings,
             "mm_hidden_size": vision.hidden_size,
             "mm_projector_type": "mlp2x_gelu",
             "mm_vision_select_layer": hub.vision_feature_layer,
             "mm_vision_select_feature": {"default": "patch", "full": "cls_patch"}[hub.vision_feature_select_strategy],
-            "image_aspect_ratio": "pad",
             "vision_config": vision,
         }
     )

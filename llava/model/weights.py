@@ -39,7 +39,9 @@ def _indexed_files(index):
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
-        raise VisionDropError(f"{str(index)!r} is not a readable index of weight files ({error}); {_FETCH_AGAIN}.") from error
+        raise VisionDropError(
+            f"{str(index)!r} is not a readable index of weight files ({error}); {_FETCH_AGAIN}."
+        ) from error
     absent = [name for name in names if not (index.parent / name).is_file()]
     if absent:
         raise VisionDropError(
