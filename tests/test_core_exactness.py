@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 import visiondrop
 from tests import models
@@ -186,6 +187,8 @@ def test_assisted_decoding_equals_greedy(pruned):
     options = dict(images=models.pixels(0), do_sample=False, max_new_tokens=8)
     greedy = model.generate(ids, **options)
     assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **options), greedy)
+    for assistant in (models.native(2), models.native(2, hidden_size=64, num_attention_heads=4, intermediate_size=64)):
+        assert torch.equal(model.generate(ids, assistant_model=assistant, **options), greedy)
 
 
 def test_sampling_is_reproducible_and_returns_new_tokens_only(native):
@@ -208,6 +211,23 @@ def test_eager_equals_sdpa(native):
             result = model.generate(ids, output_logits=True, return_dict_in_generate=True, **options)
             out.append(torch.stack(result.logits))
     assert (out[0] - out[1]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.skipif(
+    not is_flash_attn_2_available(), reason="flash attention 2 needs a CUDA GPU and the package flash-attn"
+)
+def test_flash_attention_chooses_the_same_answers():
+    out = []
+    for attn in ("sdpa", "flash_attention_2"):
+        model = models.native(LAYERS, dtype=torch.float16, attn=attn).cuda()
+        with visiondrop.apply(model, tokens=64):
+            ids, mask = (x.cuda() for x in rows(models.prompt(), models.prompt(1, 35, 9)))
+            result = model.generate(
+                ids, attention_mask=mask, images=models.pixels(0, 1).cuda(), do_sample=False, max_new_tokens=4,
+                output_logits=True, return_dict_in_generate=True,
+            )
+            out.append(result.logits[0])
+    assert (out[0] - out[1]).abs().max() <= 0.1
 
 
 def test_kept_tokens_and_visual_states_do_not_depend_on_the_question(native):

@@ -115,7 +115,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             prompt = self.expand_prompt(input_ids, attention_mask, images, labels, past, image_sizes)
             layout = self.layout_of(prompt.ordinals[:, past:], prompt.mask[:, past:], prompt.images)
             if self.pruner is not None:
-                self.pruner.place_prompt_ends(layout, prompt.ids[:, past:], first_pixels(images))
+                self.pruner.place_prompt_ends(layout, prompt.ids[:, past:], images)
             inputs_embeds, attention_mask, labels = prompt.embeds[:, past:], prompt.mask, prompt.labels
             if layout.mask is None and past == 0:
                 attention_mask = None
@@ -161,6 +161,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         input_ids = kwargs.pop("input_ids", inputs)
         if input_ids is None:
             return super().generate(**kwargs)
+        if "prompt_embeds" in kwargs:
+            return self._draft(input_ids, kwargs)
         self._refuse_chunks(kwargs)
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
@@ -185,12 +187,21 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         output.sequences = output.sequences[:, length:]
         return output
 
+    def _draft(self, input_ids: Tensor, kwargs: dict):
+        """`generate` as the assistant of another model, which has laid the prompts out already.
+
+        Its image embeddings serve where the widths agree; a narrower assistant drafts from the text alone.
+        """
+        if kwargs["prompt_embeds"].shape[-1] != self.config.hidden_size:
+            kwargs = {k: v for k, v in kwargs.items() if not k.startswith("prompt_")}
+        return super().generate(inputs=input_ids, **kwargs)
+
     def _freeze(self, prompt, images):
         """Hold the prompts' ends while `generate` runs, for text-guided scores."""
         if self.pruner is None or not self.pruner.plan.text_guided:
             return nullcontext()
         rows = [row[ok].tolist() for row, ok in zip(prompt.ids, prompt.mask)]
-        return self.pruner.frozen_prompt(self.pruner.prompt_ends(rows, first_pixels(images)))
+        return self.pruner.frozen_prompt(self.pruner.prompt_ends(rows, images))
 
     def _refuse_chunks(self, kwargs: dict) -> None:
         config = kwargs.get("generation_config") or self.generation_config
@@ -225,12 +236,6 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         inputs["inputs_embeds"] = torch.cat([prompt_embeds[:, first:], tail], dim=1)
         inputs["layout"] = self.layout_of(ordinals, None if mask is None else mask[:, first:], prompt_images)
         if self.pruner is not None:
-            self.pruner.place_prompt_ends(inputs["layout"], None, None)
+            before = first if mask is None else mask[:, :first].sum(1).tolist()
+            self.pruner.place_prompt_ends(inputs["layout"], None, None, before)
         return inputs
-
-
-def first_pixels(images) -> Tensor | None:
-    """A tensor to recognise a batch of images by."""
-    if images is None:
-        return None
-    return images if isinstance(images, Tensor) else torch.cat([i.flatten() for i in images])
