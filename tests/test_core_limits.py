@@ -195,6 +195,8 @@ def test_what_would_be_computed_wrongly_is_refused(native, hub):
             native.generate(ids, images=models.pixels(0, 1), max_new_tokens=2)
         with pytest.raises(visiondrop.VisionDropError, match="0 images for 1"):
             native.generate(ids, max_new_tokens=2)
+        with pytest.raises(visiondrop.VisionDropError, match="0 images for 1"):
+            native(input_ids=ids)
         with pytest.raises(visiondrop.VisionDropError, match=r"\[N, 3, H, W\]"):
             native.generate(ids, images=torch.zeros(1, 1, 336, 336), max_new_tokens=2)
         # The refusals left the model usable.

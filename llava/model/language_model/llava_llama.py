@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from visiondrop.cache import PrunedCache
-from visiondrop.errors import UnsupportedError
+from visiondrop.errors import UnsupportedError, VisionDropError
 
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from .modeling_llama import PrunedLlamaModel
@@ -120,8 +120,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             if layout.mask is None and past == 0:
                 attention_mask = None
             input_ids = position_ids = None
-        elif input_ids is not None and inputs_embeds is None:
-            input_ids = input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0) if past_key_values is not None else input_ids
+        elif input_ids is not None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
+            raise VisionDropError(
+                f"0 images for {int((input_ids == IMAGE_TOKEN_INDEX).sum())} <image> placeholders (id "
+                f"{IMAGE_TOKEN_INDEX}): give images=..., one per placeholder"
+            )
         self._refuse_labels(labels, layout, past_key_values)
         return super().forward(
             input_ids=input_ids,
@@ -166,12 +169,11 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         self._refuse_chunks(kwargs)
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
-        if images is None and past and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
-            images_before = [None] * int((input_ids == IMAGE_TOKEN_INDEX).sum())
-        else:
-            images_before = images
+        cached = [None] * int((input_ids == IMAGE_TOKEN_INDEX).sum()) if past else None
         mask = kwargs.pop("attention_mask", None)
-        prompt = self.expand_prompt(input_ids, mask, images_before, past=past, image_sizes=image_sizes)
+        prompt = self.expand_prompt(
+            input_ids, mask, cached if images is None else images, past=past, image_sizes=image_sizes
+        )
         with self._freeze(prompt, images):
             output = super().generate(
                 inputs=prompt.ids,
