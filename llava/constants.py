@@ -1,4 +1,4 @@
-"""Placeholders and special strings of LLaVA prompts (values of the original package; checkpoints and evaluators rely on them)."""
+"""Placeholders and special strings of LLaVA prompts: values that checkpoints and evaluators rely on."""
 
 IGNORE_INDEX = -100  # label value that the loss skips
 IMAGE_TOKEN_INDEX = -200  # stands for one whole image in `input_ids`; outside the vocabulary on purpose

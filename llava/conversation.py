@@ -1,4 +1,5 @@
-"""Prompt templates of LLaVA-1.5, LLaVA-NeXT (Vicuna) and Video-LLaVA, character for character as the checkpoints were trained.
+"""Prompt templates of LLaVA-1.5, LLaVA-NeXT (Vicuna) and Video-LLaVA, character for character as the checkpoints were
+trained.
 
     conversation = conv_templates["vicuna_v1"].copy()
     conversation.append_message(conversation.roles[0], "<image>\\nWhat is shown?")
@@ -44,7 +45,8 @@ class Conversation:
         """Add a turn. `role` is one of `self.roles`, `message` a string, or None for the answer to come."""
         if message is not None and not isinstance(message, str):
             raise VisionDropError(
-                f"A message must be a string with {DEFAULT_IMAGE_TOKEN} where an image belongs, not {type(message).__name__}."
+                f"A message must be a string with {DEFAULT_IMAGE_TOKEN} where an image belongs, not "
+                f"{type(message).__name__}."
             )
         self.messages.append([role, message])
 
@@ -60,7 +62,9 @@ class Conversation:
         return self.system + ends[0] + "".join(turns)
 
     def _llama_2_prompt(self):
-        """Person's turns in [INST] tags, the system sentence inside the first; the opening `sep` is left to the tokenizer's bos."""
+        """Person's turns in [INST] tags, the system sentence inside the first; the opening `sep` is left to the
+        tokenizer's bos.
+        """
         if not self.messages or not self.messages[0][1]:
             raise VisionDropError("A llava_llama_2 conversation must begin with a non-empty message of the person.")
         prompt = ""

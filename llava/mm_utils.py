@@ -1,7 +1,8 @@
 """Images and prompts on their way into LLaVA: opening, padding, CLIP preprocessing, tokenising around `<image>`.
 
-Pixels and ids are bit-identical to the original package (https://github.com/haotian-liu/LLaVA, llava/mm_utils.py, release 1.2.2),
-whose published numbers come from PIL resizing; `llava.model.builder` therefore loads the PIL variant of the CLIP processor.
+Pixels and ids are bit-identical to the original package (https://github.com/haotian-liu/LLaVA, llava/mm_utils.py,
+release 1.2.2), whose published numbers come from PIL resizing; `llava.model.builder` therefore loads the PIL variant of
+the CLIP processor.
 """
 
 import io
@@ -35,8 +36,8 @@ _PLAIN_ASPECT_RATIOS = (None, "square", "original")
 def open_image(source):
     """An RGB PIL image, upright, whatever was stored.
 
-    source: a path, the bytes of an image file, an open binary file, or a PIL image. Greyscale (8 and 16 bit), CMYK, palette and alpha
-    images become RGB, alpha being dropped as in the original; an EXIF orientation is applied.
+    source: a path, the bytes of an image file, an open binary file, or a PIL image. Greyscale (8 and 16 bit), CMYK,
+    palette and alpha images become RGB, alpha being dropped as in the original; an EXIF orientation is applied.
     Raises VisionDropError for a missing or corrupt file and for a 1x1 image, which holds nothing to look at.
     """
     if isinstance(source, Image.Image):
@@ -55,7 +56,8 @@ def open_image(source):
         image = ImageOps.exif_transpose(image)
     except _DECODING_ERRORS as error:
         raise VisionDropError(
-            f"Could not decode {name}: it is corrupt, cut short or not an image ({_first_line(error)}); replace the file."
+            f"Could not decode {name}: it is corrupt, cut short or not an image ({_first_line(error)}); replace the "
+            "file."
         ) from error
     return _to_rgb(image, name)
 
@@ -73,7 +75,8 @@ def _to_rgb(image, name="an image"):
         )
     if image.width * image.height <= 1:
         raise VisionDropError(
-            f"Received {name} with {image.width}x{image.height} pixels, which shows nothing; give one with at least two pixels."
+            f"Received {name} with {image.width}x{image.height} pixels, which shows nothing; give one with at least "
+            "two pixels."
         )
     if image.mode == "RGB":
         return image
@@ -104,11 +107,11 @@ def expand2square(image, background_color):
 def process_images(images, image_processor, model_cfg):
     """Pixel values for the vision tower.
 
-    images: list of PIL images; image_processor: a CLIP image processor; model_cfg: a config whose `image_aspect_ratio` is "pad"
-    (border in the processor's mean colour up to a square, then resize), "anyres" (LLaVA-NeXT: a base picture and crops), or None /
-    "square" / "original" (resize the shorter side and crop the centre).
-    Returns float32 [N, 3, H, W], N images in order; for "anyres" [N, crops, 3, H, W], or a list of N tensors where their numbers of
-    crops differ.
+    images: list of PIL images; image_processor: a CLIP image processor; model_cfg: a config whose `image_aspect_ratio`
+    is "pad" (border in the processor's mean colour up to a square, then resize), "anyres" (LLaVA-NeXT: a base picture
+    and crops), or None / "square" / "original" (resize the shorter side and crop the centre).
+    Returns float32 [N, 3, H, W], N images in order; for "anyres" [N, crops, 3, H, W], or a list of N tensors where
+    their numbers of crops differ.
     """
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     images = [_to_rgb(image) for image in images]
@@ -125,7 +128,8 @@ def process_images(images, image_processor, model_cfg):
         return torch.stack(crops) if len({len(crop) for crop in crops}) == 1 else crops
     elif aspect_ratio not in _PLAIN_ASPECT_RATIOS:
         raise VisionDropError(
-            f"Unknown image_aspect_ratio {aspect_ratio!r} in the model's config; allowed are 'pad', 'anyres', 'square' and 'original'."
+            f"Unknown image_aspect_ratio {aspect_ratio!r} in the model's config; allowed are 'pad', 'anyres', 'square' "
+            "and 'original'."
         )
     return torch.stack([_clip_pixels(image, image_processor) for image in images])
 
@@ -138,8 +142,8 @@ def _clip_pixels(image, image_processor):
 def tokenizer_image_token(prompt, tokenizer, image_token_index=IMAGE_TOKEN_INDEX, return_tensors=None):
     """Token ids of `prompt` with one `image_token_index` per `<image>`.
 
-    The pieces between placeholders are tokenised separately, each from its beginning, as in the original; a beginning-of-sequence id
-    that the tokenizer puts before every piece is kept once.
+    The pieces between placeholders are tokenised separately, each from its beginning, as in the original; a
+    beginning-of-sequence id that the tokenizer puts before every piece is kept once.
     Returns a list of int, or with return_tensors="pt" a torch.long [N].
     """
     if return_tensors not in (None, "pt"):
@@ -154,7 +158,9 @@ def tokenizer_image_token(prompt, tokenizer, image_token_index=IMAGE_TOKEN_INDEX
 
 
 def get_model_name_from_path(model_path):
-    """Last part of a path or hub id; a trainer's `checkpoint-N` folder takes its parent's name along ("run_checkpoint-N")."""
+    """Last part of a path or hub id; a trainer's `checkpoint-N` folder takes its parent's name along
+    ("run_checkpoint-N").
+    """
     parts = os.fspath(model_path).strip("/").split("/")
     return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
 
@@ -162,9 +168,9 @@ def get_model_name_from_path(model_path):
 class KeywordsStoppingCriteria(StoppingCriteria):
     """Stops each sequence of a batch once one of `keywords` stands in its newly written text.
 
-    keywords: list of strings; input_ids: the prompt [B, N], accepted because the original takes it. How long the prompt is inside
-    `generate` (where a placeholder counts as many positions, or the prompt is not passed at all) is seen at the first call, after
-    one new token.
+    keywords: list of strings; input_ids: the prompt [B, N], accepted because the original takes it. How long the prompt
+    is inside `generate` (where a placeholder counts as many positions, or the prompt is not passed at all) is seen at
+    the first call, after one new token.
     """
 
     def __init__(self, keywords, tokenizer, input_ids=None):

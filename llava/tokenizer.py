@@ -1,9 +1,10 @@
-"""Tokenizers of LLaVA checkpoints: ids equal to those of the SentencePiece library, from `tokenizer.model` or `tokenizer.json`.
+"""Tokenizers of LLaVA checkpoints: ids equal to those of the SentencePiece library, from `tokenizer.model` or
+`tokenizer.json`.
 
-The original package used transformers' slow LlamaTokenizer, a thin layer over SentencePiece; transformers 5 rebuilds the vocabulary in
-another library, for which it needs a protobuf release that matches SentencePiece's, and drops one word-boundary mark where a piece
-begins with a space (the " " between two images). Here `tokenizer.model` is given to SentencePiece itself, and a tokenizer rebuilt
-from `tokenizer.json` gets the mark back.
+The original package used transformers' slow LlamaTokenizer, a thin layer over SentencePiece; transformers 5 rebuilds
+the vocabulary in another library, for which it needs a protobuf release that matches SentencePiece's, and drops one
+word-boundary mark where a piece begins with a space (the " " between two images). Here `tokenizer.model` is given to
+SentencePiece itself, and a tokenizer rebuilt from `tokenizer.json` gets the mark back.
 """
 
 import json
@@ -25,8 +26,9 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeErro
 class SentencePieceTokenizer(PreTrainedTokenizer):
     """LLaMA's tokenizer over the SentencePiece library itself.
 
-    vocab_file: path of `tokenizer.model`; legacy: whether SentencePiece's leading space is put before every stretch of text between
-    special tokens (true, the older behaviour and the default, as in transformers 4), or before the first one only (false).
+    vocab_file: path of `tokenizer.model`; legacy: whether SentencePiece's leading space is put before every stretch of
+    text between special tokens (true, the older behaviour and the default, as in transformers 4), or before the first
+    one only (false).
     """
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
@@ -56,7 +58,9 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
         return vocab | self.added_tokens_encoder
 
     def tokenize(self, text, **kwargs):
-        """Tokens of `text` as strings; added tokens (`</s>` and so on) are found first, the text between them goes to SentencePiece."""
+        """Tokens of `text` as strings; added tokens (`</s>` and so on) are found first, the text between them goes to
+        SentencePiece.
+        """
         added = self.added_tokens_encoder
         splitter = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))
         tokens = []
@@ -71,7 +75,8 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
         return self._pieces.piece_to_id(token)
 
     def _convert_id_to_token(self, index):
-        # Embeddings may have more rows than the vocabulary (the hub pads them to a multiple of 64); such an id has no text.
+        # Embeddings may have more rows than the vocabulary (the hub pads them to a multiple of 64); such an id has no
+        # text.
         return self._pieces.id_to_piece(index) if index < self.vocab_size else ""
 
     def convert_tokens_to_string(self, tokens):
@@ -108,9 +113,11 @@ def _sentencepiece(model_proto):
 
 
 def load_tokenizer(folder):
-    """The tokenizer of a checkpoint folder, with a pad token and, unless its config says otherwise, padding on the left.
+    """The tokenizer of a checkpoint folder, with a pad token and, unless its config says otherwise, padding on the
+    left.
 
-    `tokenizer.model` is preferred to `tokenizer.json`, as in the original. Raises VisionDropError where neither is there or readable.
+    `tokenizer.model` is preferred to `tokenizer.json`, as in the original. Raises VisionDropError where neither is
+    there or readable.
     """
     folder = Path(folder)
     settings = _settings(folder)
@@ -120,11 +127,13 @@ def load_tokenizer(folder):
         tokenizer = _from_json(folder, settings)
     else:
         raise VisionDropError(
-            f"No tokenizer in {str(folder)!r}: neither tokenizer.model nor tokenizer.json is there; copy one from the model's repository."
+            f"No tokenizer in {str(folder)!r}: neither tokenizer.model nor tokenizer.json is there; copy one from the "
+            "model's repository."
         )
     tokenizer.padding_side = settings.get("padding_side", "left")
     if tokenizer.pad_token is None:
-        # The unknown token, as in LLaVA's training code: an evaluator that masks by `ids != pad` must not mask the end of sequence.
+        # The unknown token, as in LLaVA's training code: an evaluator that masks by `ids != pad` must not mask the end
+        # of sequence.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
 
@@ -150,16 +159,20 @@ def _from_sentencepiece(folder):
         ) from error
     except _DAMAGE as error:
         raise VisionDropError(
-            f"Could not read tokenizer.model or the settings beside it in {str(folder)!r} ({_first_line(error)}); download them again."
+            f"Could not read tokenizer.model or the settings beside it in {str(folder)!r} ({_first_line(error)}); "
+            "download them again."
         ) from error
 
 
 def _from_json(folder, settings):
-    """The tokenizer of a folder with tokenizer.json: LLaMA's class for LLaMA-like vocabularies, else the class the folder names."""
+    """The tokenizer of a folder with tokenizer.json: LLaMA's class for LLaMA-like vocabularies, else the class the
+    folder names.
+    """
     try:
         model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
         named = settings.get("tokenizer_class") or ("LlamaTokenizer" if model.get("byte_fallback") else None)
-        # Without a name, transformers' bare class would look in config.json, whose model_type "llava" names no tokenizer.
+        # Without a name, transformers' bare class would look in config.json, whose model_type "llava" names no
+        # tokenizer.
         if named and named.startswith(("LlamaTokenizer", "SentencePieceTokenizer")):
             tokenizer = LlamaTokenizer.from_pretrained(folder)
             # transformers takes this from the file's post-processor alone, whatever the config says.
@@ -170,7 +183,8 @@ def _from_json(folder, settings):
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except (*_DAMAGE, ImportError) as error:
         raise VisionDropError(
-            f"Could not read the tokenizer in {str(folder)!r} ({_first_line(error)}); download tokenizer.json and tokenizer_config.json again."
+            f"Could not read the tokenizer in {str(folder)!r} ({_first_line(error)}); download tokenizer.json and "
+            "tokenizer_config.json again."
         ) from error
     if isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.Metaspace):
         _restore_word_start(tokenizer.backend_tokenizer, legacy=settings.get("legacy", True))
@@ -188,8 +202,9 @@ def _restore_word_start(backend, legacy):
         )
         backend.pre_tokenizer = None
         return
-    # Metaspace prepends nothing to text that begins with its own replacement character. The spaces of the text are marks already when
-    # the first splitter looks, so it always prepends (a space, to the first stretch only), and the second turns that into a mark.
+    # Metaspace prepends nothing to text that begins with its own replacement character. The spaces of the text are
+    # marks already when the first splitter looks, so it always prepends (a space, to the first stretch only), and the
+    # second turns that into a mark.
     backend.normalizer = normalizers.Replace(" ", WORD_START)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

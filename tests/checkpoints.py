@@ -3,8 +3,9 @@
     folder = write_original(tmp_path, layers=4, tower="separate", weights="bin", tokenizer="model")
     folder = write_hub(tmp_path, layers=4)
 
-All hold the same weights: those of golden/golden_checkpoint.py, a function of the original parameter names, listed here by hand so that
-no model class takes part. End-of-sequence is off unless asked for, so that `generate` always writes as many tokens as it may.
+All hold the same weights: those of golden/golden_checkpoint.py, a function of the original parameter names, listed here
+by hand so that no model class takes part. End-of-sequence is off unless asked for, so that `generate` always writes as
+many tokens as it may.
 """
 
 import importlib.util
@@ -30,11 +31,13 @@ CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
-# Weights ------------------------------------------------------------------------------------------------------------------------
+# Weights --------------------------------------------------------------------------------------------------------------
 
 
 def language_shapes(layers, newline=False):
-    """name -> shape of the language model and the projector, in original names; newline: with LLaVA-NeXT's newline embedding."""
+    """name -> shape of the language model and the projector, in original names; newline: with LLaVA-NeXT's newline
+    embedding.
+    """
     width, inner = TEXT["hidden_size"], TEXT["intermediate_size"]
     shapes = {"model.embed_tokens.weight": (VOCABULARY, width), "model.norm.weight": (width,)}
     for i in range(layers):
@@ -107,11 +110,13 @@ def save_weights(folder, tensors, weights="safetensors"):
     write_json(folder / f"{stem}.{suffix}.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
-# Checkpoints --------------------------------------------------------------------------------------------------------------------
+# Checkpoints ----------------------------------------------------------------------------------------------------------
 
 
 def write_tower(folder, weights="safetensors", dtype=torch.float32, full=True):
-    """A tower's folder as published: config.json, preprocessor_config.json, weights. full: with the text half of CLIP's names."""
+    """A tower's folder as published: config.json, preprocessor_config.json, weights. full: with the text half of CLIP's
+    names.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = tower_weights(dtype)
     config = {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"], **VISION}
@@ -203,8 +208,9 @@ def write_original(
 ):
     """Write a checkpoint in the original layout to `folder`/llava-v1.5-golden and return that path.
 
-    tower: "separate", beside it in `folder`/clip-golden (named by a relative path), or "inside" the checkpoint, as in v1.6, with
-    only the tower's config beside it; weights: see `save_weights`; tokenizer: "model" or "json"; fields: further keys of config.json.
+    tower: "separate", beside it in `folder`/clip-golden (named by a relative path), or "inside" the checkpoint, as in
+    v1.6, with only the tower's config beside it; weights: see `save_weights`; tokenizer: "model" or "json"; fields:
+    further keys of config.json.
     """
     folder = Path(folder)
     checkpoint = folder / "llava-v1.5-golden"
@@ -267,7 +273,9 @@ def hub_model(layers=TEXT["num_hidden_layers"], dtype=torch.float32, eos=False, 
 
 
 def _hub_name(name, state):
-    """Where transformers' class holds the tensor with this original name; `state`: its state_dict, for the level `vision_model.`."""
+    """Where transformers' class holds the tensor with this original name; `state`: its state_dict, for the level
+    `vision_model.`.
+    """
     if name.startswith("vision_model."):
         candidates = ["model.vision_tower." + name, "model.vision_tower." + name.removeprefix("vision_model.")]
         return next(candidate for candidate in candidates if candidate in state)
@@ -289,7 +297,8 @@ def write_hub(
 ):
     """Write the same model in the hub's layout to `folder`/llava-1.5-golden-hf and return that path.
 
-    family: see `hub_model`; keys: "disk", the names that `save_pretrained` writes, or "class", those the class itself holds.
+    family: see `hub_model`; keys: "disk", the names that `save_pretrained` writes, or "class", those the class itself
+    holds.
     """
     checkpoint = Path(folder) / "llava-1.5-golden-hf"
     checkpoint.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""What the tests of the loader share: loading in float32 on the CPU, editing a checkpoint's settings, expecting a refusal."""
+"""What the tests of the loader share: loading in float32 on the CPU, editing a checkpoint's settings, expecting a
+refusal.
+"""
 
 import json
 

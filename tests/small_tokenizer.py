@@ -1,4 +1,4 @@
-"""A tokenizer of 512 entries shaped like LLaMA's, trained on the sentences below, as tokenizer.model or tokenizer.json."""
+"""A tokenizer of 512 entries shaped like LLaMA's, trained on the sentences below, as tokenizer.model or .json."""
 
 import io
 import json
@@ -18,11 +18,13 @@ def _sentences():
     """What the small tokenizer is trained on: LLaVA's system sentence and questions about simple pictures."""
     yield "A chat between a curious user and an artificial intelligence assistant."
     yield "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: ASSISTANT:"
-    yield "Answer the question using a single word or phrase. Answer with the option's letter from the given choices directly."
+    yield "Answer the question using a single word or phrase."
+    yield "Answer with the option's letter from the given choices directly."
     yield "  two  spaces,   three spaces; 0 1 2 3 4 5 6 7 8 9 (yes) [no]! A. B. C. D."
     for colour in ("red", "green", "blue", "yellow", "orange", "purple", "white", "black"):
         for shape in ("circle", "square", "triangle", "cat", "umbrella"):
-            yield f"What is left of the {colour} {shape}? Is there a small {shape} in the image? The {shape} is {colour}."
+            yield f"What is left of the {colour} {shape}? Is there a small {shape} in the image?"
+            yield f"The {shape} is {colour}."
 
 
 @lru_cache
@@ -121,7 +123,7 @@ def _tokenizer_json():
 
 
 def write_tokenizer(folder, tokenizer="model", **settings):
-    """tokenizer.model ("model") or tokenizer.json ("json"), with a tokenizer_config.json in the style of transformers 4.31."""
+    """tokenizer.model ("model") or tokenizer.json ("json"), and a tokenizer_config.json as of transformers 4.31."""
     if tokenizer == "model":
         (folder / "tokenizer.model").write_bytes(sentencepiece_model())
     else:

@@ -1,4 +1,6 @@
-"""`load_pretrained_model` on every checkpoint layout, against the tensors that were written and against stock transformers."""
+"""`load_pretrained_model` on every checkpoint layout, against the tensors that were written and against stock
+transformers.
+"""
 
 import json
 import shutil
@@ -95,6 +97,7 @@ def test_every_layout_gives_the_same_model(layout, tmp_path, stock_logits):
     assert type(image_processor).__name__ == "CLIPImageProcessorPil" and image_processor.crop_size["height"] == 336
     assert model.config.image_aspect_ratio == "pad" and model.config.mm_vision_select_layer == -2
     assert model.generation_config.pad_token_id == 0 or write is write_hub
+    assert model.generation_config.max_length is None
     assert model.generation_config.eos_token_id is None and model.config.vision_config.num_hidden_layers == 4
     assert model.name_or_path == str(path) and tokenizer.pad_token_id is not None
 
@@ -163,7 +166,7 @@ def test_llava_next_equals_stock_transformers(tmp_path, size):
         assert (found - expected[..., :VOCABULARY]).abs().max() <= 1e-5
 
 
-# Arguments ----------------------------------------------------------------------------------------------------------------------
+# Arguments ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -246,7 +249,7 @@ def test_model_base_is_refused(written):
     refuses(["model_base", "merge"], lambda: load_pretrained_model(written, "lmsys/vicuna-7b-v1.5", "llava-lora"))
 
 
-# Towers -------------------------------------------------------------------------------------------------------------------------
+# Towers ---------------------------------------------------------------------------------------------------------------
 
 
 def test_tower_inside_wins_over_the_named_one(tmp_path):

@@ -39,7 +39,7 @@ class Config:
         self.image_aspect_ratio = image_aspect_ratio
 
 
-# Prompts ------------------------------------------------------------------------------------------------------------------------
+# Prompts --------------------------------------------------------------------------------------------------------------
 
 
 def conversation(template, *turns):
@@ -61,8 +61,10 @@ def conversation(template, *turns):
         (
             "llava_llama_2",
             ("Hi", "Ho", "So?", None),
-            "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual content that the "
-            "user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\nHi [/INST] Ho </s>"
+            "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual "
+            "content that the "
+            "user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\nHi "
+            "[/INST] Ho </s>"
             "<s>[INST] So? [/INST]",
         ),
     ],
@@ -88,7 +90,7 @@ def test_wrong_turns_are_refused():
         conversation("llava_llama_2", None).get_prompt()
 
 
-# Ids ----------------------------------------------------------------------------------------------------------------------------
+# Ids ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["model", "json"])
@@ -212,7 +214,7 @@ def test_keywords_stop_new_text_only(tmp_path):
     assert criterion(torch.tensor([prompt + red[:1]]), None).tolist() == [False]  # a new call of generate
 
 
-# Pixels -------------------------------------------------------------------------------------------------------------------------
+# Pixels ---------------------------------------------------------------------------------------------------------------
 
 SIZES = [
     (336, 336),
@@ -310,7 +312,7 @@ def test_what_is_no_picture_is_refused(processor, images):
         process_images(images, processor, Config("pad"))
 
 
-# Files --------------------------------------------------------------------------------------------------------------------------
+# Files ----------------------------------------------------------------------------------------------------------------
 
 
 def save(image, path, **options):

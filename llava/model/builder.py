@@ -1,10 +1,12 @@
 """Loading a LLaVA checkpoint: tokenizer, model, image processor and context length from one path.
 
-    tokenizer, model, image_processor, context_len = load_pretrained_model("liuhaotian/llava-v1.5-7b", None, "llava-v1.5-7b")
+    tokenizer, model, image_processor, context_len = load_pretrained_model(
+        "liuhaotian/llava-v1.5-7b", None, "llava-v1.5-7b"
+    )
 
-Differences from the original function of that name (https://github.com/haotian-liu/LLaVA, llava/model/builder.py, release 1.2.2):
-hub-layout checkpoints load too, a machine without an accelerator uses the CPU under device_map="auto", and `model_base` (unmerged LoRA
-and projector-only checkpoints) is refused.
+Differences from the original function of that name (https://github.com/haotian-liu/LLaVA, llava/model/builder.py,
+release 1.2.2): hub-layout checkpoints load too, a machine without an accelerator uses the CPU under device_map="auto",
+and `model_base` (unmerged LoRA and projector-only checkpoints) is refused.
 """
 
 import torch
@@ -48,24 +50,35 @@ def load_pretrained_model(
 ):
     """Load a LLaVA-over-LLaMA checkpoint in original or hub layout.
 
-    model_path: folder or hub id. model_base: must be None. model_name: not needed, what is loaded follows from config.json.
-    load_8bit, load_4bit: quantise the decoder layers with bitsandbytes. device_map: "auto" (spread over the accelerators; the CPU
-    where there are none) or another strategy of accelerate, a device, or a dict of module to device; device: overrides device_map
-    unless it is "cuda". torch_dtype, dtype: a torch dtype, its name, or "auto" (as stored); float16 by default as in the original.
-    attn_implementation: "sdpa" (default), "eager" or "flash_attention_2" (what use_flash_attn stands for). customized_config: a JSON
-    file in place of the checkpoint's config.json. max_memory, offload_folder: passed on to transformers. multimodal,
-    low_cpu_mem_usage: accepted for callers of older releases, without effect.
+    Args:
+        model_path: folder or hub id.
+        model_base: must be None.
+        model_name: not needed; what is loaded follows from config.json.
+        load_8bit, load_4bit: quantise the decoder layers with bitsandbytes.
+        device_map: "auto" (spread over the accelerators; the CPU where there are none) or another strategy of
+            accelerate, a device, or a dict of module to device.
+        device: overrides device_map unless it is "cuda".
+        torch_dtype, dtype: a torch dtype, its name, or "auto" (as stored); float16 by default, as in the original.
+        attn_implementation: "sdpa" (default), "eager" or "flash_attention_2", which use_flash_attn stands for.
+        customized_config: a JSON file in place of the checkpoint's config.json.
+        max_memory, offload_folder: passed on to transformers.
+        multimodal, low_cpu_mem_usage: accepted for callers of older releases, without effect.
 
-    Returns (tokenizer, model in eval mode, CLIP image processor on PIL, context length in tokens).
-    Raises VisionDropError, one sentence, for anything missing, half-downloaded, unsupported or contradictory.
+    Returns:
+        (tokenizer, model in eval mode, CLIP image processor on PIL, context length in tokens).
+
+    Raises:
+        VisionDropError: anything missing, half-downloaded, unsupported or contradictory, in one sentence.
     """
     if unknown:
         raise VisionDropError(
-            f"load_pretrained_model does not know {', '.join(sorted(unknown))}; its arguments are listed in llava/model/builder.py."
+            f"load_pretrained_model does not know {', '.join(sorted(unknown))}; its arguments are listed in "
+            "llava/model/builder.py."
         )
     if model_base is not None:
         raise VisionDropError(
-            f"model_base={str(model_base)!r} was given, but unmerged LoRA and projector-only checkpoints are not supported; "
+            f"model_base={str(model_base)!r} was given, but unmerged LoRA and projector-only checkpoints are not "
+            "supported; "
             "merge the weights with the original LLaVA code and load the merged folder with model_base=None."
         )
     attention = _attention(attn_implementation, use_flash_attn)
@@ -95,7 +108,9 @@ def load_pretrained_model(
 
 
 def _build(checkpoint, **placement):
-    """The model with the checkpoint's weights, after a check that none is missing. `placement`: arguments of from_pretrained."""
+    """The model with the checkpoint's weights, after a check that none is missing. `placement`: arguments of
+    from_pretrained.
+    """
     expected = _parameter_shapes(checkpoint.config)
     if checkpoint.config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
@@ -113,7 +128,9 @@ def _build(checkpoint, **placement):
 
 
 def _leave_files(model, weights):
-    """Copy parameters that still lie in the memory-mapped `weights`, so that overwriting a file cannot change a loaded model."""
+    """Copy parameters that still lie in the memory-mapped `weights`, so that overwriting a file cannot change a loaded
+    model.
+    """
     mapped = {tensor.data_ptr() for tensor in weights.values()}
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.data_ptr() in mapped:
@@ -136,14 +153,17 @@ def _attention(name, use_flash_attn):
         raise VisionDropError(f"Unknown attn_implementation {name!r}; allowed are {', '.join(ATTENTION)}.")
     if name == "flash_attention_2" and not is_flash_attn_2_available():
         raise VisionDropError(
-            "attn_implementation 'flash_attention_2' needs the flash-attn package and a CUDA device, of which at least one is missing; "
+            "attn_implementation 'flash_attention_2' needs the flash-attn package and a CUDA device, of which at least "
+            "one is missing; "
             "install it with `pip install flash-attn --no-build-isolation`, or use 'sdpa'."
         )
     return name
 
 
 def _dtype(dtype, stored):
-    """A torch dtype from a dtype, a name, "auto" (what the checkpoint says it is stored in) or None (float16, as in the original)."""
+    """A torch dtype from a dtype, a name, "auto" (what the checkpoint says it is stored in) or None (float16, as in the
+    original).
+    """
     if dtype is None:
         return torch.float16
     if dtype == "auto":
@@ -185,21 +205,24 @@ def _check_device(name):
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
         raise VisionDropError(
-            f"Unknown device {name!r} in device_map; allowed are 'auto', 'cpu', 'cuda', 'cuda:0' and so on, or a dict of module to device."
+            f"Unknown device {name!r} in device_map; allowed are 'auto', 'cpu', 'cuda', 'cuda:0' and so on, or a dict "
+            "of module to device."
         ) from error
     if device.type == "cpu":
         return
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if count == 0 or device.type != torch.accelerator.current_accelerator().type or (device.index or 0) >= count:
         raise VisionDropError(
-            f"Device {str(name)!r} is not on this machine, which has {count} accelerators; pass device_map='cpu' or 'auto'."
+            f"Device {str(name)!r} is not on this machine, which has {count} accelerators; pass device_map='cpu' or "
+            "'auto'."
         )
 
 
 def _quantization(load_8bit, load_4bit):
     """The bitsandbytes configuration of the original (8-bit, or 4-bit nf4 with double quantisation), or None.
 
-    The tower and the projector stay in the model's dtype: their share of the memory is small, and scores are computed from them.
+    The tower and the projector stay in the model's dtype: their share of the memory is small, and scores are computed
+    from them.
     """
     if not (load_8bit or load_4bit):
         return None
@@ -223,23 +246,27 @@ def _quantization(load_8bit, load_4bit):
 
 
 def _image_processor(checkpoint):
-    """CLIP's PIL processor of the checkpoint's tower; without a preprocessor_config.json, CLIP's own settings at the tower's size."""
+    """CLIP's PIL processor of the checkpoint's tower; without a preprocessor_config.json, CLIP's own settings at the
+    tower's size.
+    """
     if checkpoint.processor_folder is not None:
         try:
             return CLIPImageProcessorPil.from_pretrained(checkpoint.processor_folder)
         except (OSError, ValueError, TypeError) as error:
             raise VisionDropError(
-                f"Could not read preprocessor_config.json in {str(checkpoint.processor_folder)!r} ({error}); download it again."
+                f"Could not read preprocessor_config.json in {str(checkpoint.processor_folder)!r} ({error}); download "
+                "it again."
             ) from error
     side = checkpoint.config.vision_config.image_size
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 def _generation_config(folder, model, tokenizer):
-    """generation_config.json of the checkpoint, or what follows from config.json; padding is the tokenizer's where unset.
+    """generation_config.json of the checkpoint, or what follows from config.json; padding is the tokenizer's where
+    unset.
 
-    Its max_length (4096 in LLaVA's files, the whole context) is left out: transformers would warn in every call of generate with
-    max_new_tokens.
+    Its max_length (4096 in LLaVA's files, the whole context) is left out: transformers would warn in every call of
+    generate with max_new_tokens.
     """
     config = model.generation_config
     if (folder / "generation_config.json").is_file():

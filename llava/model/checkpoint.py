@@ -1,8 +1,9 @@
 """From a checkpoint on disk or on the hub to a `LlavaConfig` and tensors under the names of our model classes.
 
-Two layouts are read. *Original* (liuhaotian/llava-v1.5-7b and relatives): our own names; the CLIP tower lies in a second folder named by
-`mm_vision_tower`, or inside, as in v1.6, where the trained tower replaces the published one. *Hub* (llava-hf/llava-1.5-7b-hf):
-transformers' names, on disk (`language_model.model.layers...`) or as its classes hold them (`model.language_model.layers...`).
+Two layouts are read. *Original* (liuhaotian/llava-v1.5-7b and relatives): our own names; the CLIP tower lies in a
+second folder named by `mm_vision_tower`, or inside, as in v1.6, where the trained tower replaces the published one.
+*Hub* (llava-hf/llava-1.5-7b-hf): transformers' names, on disk (`language_model.model.layers...`) or as its classes hold
+them (`model.language_model.layers...`).
 """
 
 import json
@@ -20,7 +21,8 @@ from visiondrop.errors import UnsupportedError, VisionDropError
 MODEL_TYPES = ("llava", "llava_llama", "llava_next")
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 
-# Names of either layout -> ours. Original names pass through, except that the level `vision_model.` may be absent (transformers 5).
+# Names of either layout -> ours. Original names pass through, except that the level `vision_model.` may be absent
+# (transformers 5).
 _RENAMES = tuple(
     (re.compile(pattern), target)
     for pattern, target in (
@@ -37,8 +39,8 @@ _TOWER_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
 # Buffers that old releases saved and new ones compute.
 _COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
-# Facts about the towers that LLaVA checkpoints name, for a checkpoint that holds its tower and has no config of it at hand
-# (https://huggingface.co/openai/clip-vit-large-patch14-336 and .../clip-vit-large-patch14, config.json).
+# Facts about the towers that LLaVA checkpoints name, for a checkpoint that holds its tower and has no config of it at
+# hand (https://huggingface.co/openai/clip-vit-large-patch14-336 and .../clip-vit-large-patch14, config.json).
 _CLIP_LARGE = dict(
     hidden_size=1024,
     intermediate_size=4096,
@@ -72,9 +74,9 @@ _BOOKKEEPING = (
 class Checkpoint:
     """What a model is built from.
 
-    folder: where the tokenizer and generation_config.json lie; config: a LlavaConfig with `vision_config` filled in; weights: tensors
-    under our names, on the CPU; processor_folder: where preprocessor_config.json lies, or None; stored_dtype: the dtype that
-    config.json names, as a string, or None.
+    folder: where the tokenizer and generation_config.json lie; config: a LlavaConfig with `vision_config` filled in;
+    weights: tensors under our names, on the CPU; processor_folder: where preprocessor_config.json lies, or None;
+    stored_dtype: the dtype that config.json names, as a string, or None.
     """
 
     folder: Path
@@ -108,7 +110,9 @@ def read_checkpoint(model_path, config_file=None):
 
 
 def resolve_folder(name, what):
-    """Local folder of `name`, a path or a hub id (downloaded into, or found in, the hub's cache). `what` names it in errors."""
+    """Local folder of `name`, a path or a hub id (downloaded into, or found in, the hub's cache). `what` names it in
+    errors.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -116,7 +120,8 @@ def resolve_folder(name, what):
         raise VisionDropError(f"The {what} {str(name)!r} is a file; give the folder that holds it.")
     if not _HUB_ID.fullmatch(str(name)):
         raise VisionDropError(
-            f"There is no folder {str(name)!r} for the {what}; give the path of an existing one, or a hub id such as 'owner/name'."
+            f"There is no folder {str(name)!r} for the {what}; give the path of an existing one, or a hub id such as "
+            "'owner/name'."
         )
     return _download(str(name), what)
 
@@ -135,7 +140,8 @@ def _download(hub_id, what):
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise VisionDropError(
-            f"There is no folder {hub_id!r}, and the {what} of that id could not be fetched from the hub ({reason[0].rstrip('.:')}); "
+            f"There is no folder {hub_id!r}, and the {what} of that id could not be fetched from the hub "
+            f"({reason[0].rstrip('.:')}); "
             f"without a network, copy the repository to this machine and give the path of that folder."
         ) from error
     return folder
@@ -161,12 +167,14 @@ def check_model_type(raw, folder):
     model_type = raw.get("model_type")
     if model_type not in MODEL_TYPES:
         raise UnsupportedError(
-            f"config.json in {str(folder)!r} has model_type {model_type!r}; supported are {', '.join(map(repr, MODEL_TYPES))} "
+            f"config.json in {str(folder)!r} has model_type {model_type!r}; supported are "
+            f"{', '.join(map(repr, MODEL_TYPES))} "
             "(LLaVA over LLaMA)."
         )
     if raw.get("mm_use_im_start_end"):
         raise UnsupportedError(
-            f"{str(folder)!r} wraps images in <im_start> and <im_end> (mm_use_im_start_end), which is not supported; use a v1.5 checkpoint."
+            f"{str(folder)!r} wraps images in <im_start> and <im_end> (mm_use_im_start_end), which is not supported; "
+            "use a v1.5 checkpoint."
         )
 
 
@@ -184,8 +192,9 @@ def original_config(raw):
 def hub_config(raw):
     """LlavaConfig with the meaning of a transformers LlavaConfig or LlavaNextConfig.
 
-    LLaVA-1.5's pictures are padded to a square (`image_aspect_ratio` "pad") although the hub's processors crop them, because that is
-    how it was trained and evaluated. LLaVA-NeXT's resolutions are (height, width) on the hub and (width, height) in the original.
+    LLaVA-1.5's pictures are padded to a square (`image_aspect_ratio` "pad") although the hub's processors crop them,
+    because that is how it was trained and evaluated. LLaVA-NeXT's resolutions are (height, width) on the hub and
+    (width, height) in the original.
     """
     is_next = raw["model_type"] == "llava_next"
     hub_class = transformers.LlavaNextConfig if is_next else transformers.LlavaConfig
@@ -193,7 +202,8 @@ def hub_config(raw):
     text, vision = hub.text_config, hub.vision_config
     if text.model_type != "llama" or vision.model_type != "clip_vision_model":
         raise UnsupportedError(
-            f"This checkpoint joins {text.model_type!r} with {vision.model_type!r}; supported is 'llama' with 'clip_vision_model'."
+            f"This checkpoint joins {text.model_type!r} with {vision.model_type!r}; supported is 'llama' with "
+            "'clip_vision_model'."
         )
     if (
         not isinstance(hub.vision_feature_layer, int)
@@ -201,7 +211,8 @@ def hub_config(raw):
         or hub.projector_hidden_act != "gelu"
     ):
         raise UnsupportedError(
-            "This checkpoint's projector (several feature layers, no bias, or another activation than gelu) is not that of LLaVA-1.5 "
+            "This checkpoint's projector (several feature layers, no bias, or another activation than gelu) is not "
+            "that of LLaVA-1.5 "
             "and LLaVA-NeXT, which is the one supported."
         )
     kept = {key: value for key, value in text.to_dict().items() if key not in _BOOKKEEPING}
@@ -241,7 +252,8 @@ def to_our_names(weights):
 
 
 def _add_tower(config, weights, folder):
-    """Complete `weights` and `config.vision_config` with the CLIP tower that an original checkpoint means; both change in place.
+    """Complete `weights` and `config.vision_config` with the CLIP tower that an original checkpoint means; both change
+    in place.
 
     Returns the folder in which the tower's preprocessor_config.json may lie, or None.
     """
@@ -262,7 +274,8 @@ def _add_tower(config, weights, folder):
 def _tower_folder(name, checkpoint_folder, may_lack):
     """Folder of the tower: a path, absolute, relative to the checkpoint or to the working directory, or a hub id.
 
-    may_lack: the checkpoint holds the tower's weights, so that for a well-known tower no folder is needed (None is returned).
+    may_lack: the checkpoint holds the tower's weights, so that for a well-known tower no folder is needed (None is
+    returned).
     """
     for candidate in (checkpoint_folder / name, Path(name).expanduser()):
         if candidate.is_dir():
@@ -277,7 +290,8 @@ def _tower_config(folder):
     model_type = read_json(folder / "config.json").get("model_type")
     if model_type not in ("clip", "clip_vision_model"):
         raise UnsupportedError(
-            f"The vision tower {str(folder)!r} has model_type {model_type!r}; supported are 'clip' and 'clip_vision_model'."
+            f"The vision tower {str(folder)!r} has model_type {model_type!r}; supported are 'clip' and "
+            "'clip_vision_model'."
         )
     return CLIPVisionConfig.from_pretrained(folder)
 
@@ -293,7 +307,8 @@ def _tower_weights(folder):
 
 
 def check_complete(expected, weights, folder):
-    """Raise VisionDropError unless `weights` holds every parameter in its shape; nothing may be left to random initialisation.
+    """Raise VisionDropError unless `weights` holds every parameter in its shape; nothing may be left to random
+    initialisation.
 
     expected: name -> shape of the model built from the config; folder: for the message.
     """

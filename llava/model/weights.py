@@ -1,7 +1,8 @@
 """Weight files of a checkpoint folder: which there are, whether they are complete, and their tensors.
 
-Every way in which a download can have stopped half-way (a shard that the index lists but the folder lacks, a file cut short, a Git
-LFS pointer in place of a file, a leftover `.incomplete`) is a one-sentence VisionDropError here, before a model is built.
+Every way in which a download can have stopped half-way (a shard that the index lists but the folder lacks, a file cut
+short, a Git LFS pointer in place of a file, a leftover `.incomplete`) is a one-sentence VisionDropError here, before a
+model is built.
 """
 
 import json
@@ -24,7 +25,7 @@ _FETCH_AGAIN = "download it again"
 
 
 def weight_files(folder):
-    """Paths of the weight files of `folder`, in order; raises VisionDropError where there are none or some are absent."""
+    """Paths of the weight files of `folder`, in order; VisionDropError where there are none or some are absent."""
     folder = Path(folder)
     for single, index in _NAMES:
         if (folder / single).is_file():
@@ -45,8 +46,9 @@ def _indexed_files(index):
     absent = [name for name in names if not (index.parent / name).is_file()]
     if absent:
         raise VisionDropError(
-            f"The checkpoint {str(index.parent)!r} is half-downloaded: {index.name} lists {len(names)} files, of which {len(absent)} "
-            f"are missing ({', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}); finish the download and try again."
+            f"The checkpoint {str(index.parent)!r} is half-downloaded: {index.name} lists {len(names)} files, of which "
+            f"{len(absent)} are missing ({', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}); "
+            "finish the download and try again."
         )
     return [index.parent / name for name in names]
 
@@ -66,8 +68,8 @@ def _shards_without_index(folder):
     leftovers = _incomplete_files(folder)
     if leftovers:
         raise VisionDropError(
-            f"The checkpoint {str(folder)!r} is half-downloaded: it has no weight file yet, only {leftovers[0].name!r}; "
-            "finish the download and try again."
+            f"The checkpoint {str(folder)!r} is half-downloaded: it has no weight file yet, only "
+            f"{leftovers[0].name!r}; finish the download and try again."
         )
     raise VisionDropError(
         f"There are no weights in {str(folder)!r}: expected {' or '.join(name for pair in _NAMES for name in pair)}; "
@@ -76,13 +78,16 @@ def _shards_without_index(folder):
 
 
 def _incomplete_files(folder):
-    """What huggingface_hub leaves behind when a download stops: beside the files, below .cache, or among a cache's blobs."""
+    """What huggingface_hub leaves behind when a download stops: beside the files, below .cache, or among a cache's
+    blobs.
+    """
     places = [folder, folder / ".cache" / "huggingface" / "download", folder.parent.parent / "blobs"]
     return [path for place in places if place.is_dir() for path in sorted(place.glob("*.incomplete"))]
 
 
 def read_weights(folder):
-    """All tensors of a checkpoint folder by the names they have on disk, memory-mapped on the CPU where the format allows.
+    """All tensors of a checkpoint folder by the names they have on disk, memory-mapped on the CPU where the format
+    allows.
 
     Raises VisionDropError for missing, truncated or unreadable files.
     """
@@ -105,8 +110,8 @@ def _read_file(path):
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
     except pickle.UnpicklingError as error:
         raise VisionDropError(
-            f"{str(path)!r} cannot be read as tensors alone, so it is damaged or holds other objects, which are not loaded "
-            f"for safety; {_FETCH_AGAIN} or save its tensors as safetensors."
+            f"{str(path)!r} cannot be read as tensors alone, so it is damaged or holds other objects, which "
+            f"are not loaded for safety; {_FETCH_AGAIN} or save its tensors as safetensors."
         ) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
