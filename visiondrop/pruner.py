@@ -159,7 +159,7 @@ class Pruner:
             self.known.withdraw()
             self.known = None
 
-    def prompt_ends(self, rows: list[list[int]], pixels: Tensor | None) -> list[list[int]]:
+    def prompt_ends(self, rows: list[list[int]], pixels) -> list[list[int]]:
         """Where the prompts of a conversation end, for text-guided scores, whose query is a prompt's last token.
 
         Uncached decoding and a conversation run from scratch show the stack more text than the first prompt.  For the
@@ -167,19 +167,21 @@ class Pruner:
         last prompt, its ends are kept and the new one is added.
 
         Args:
-            rows: valid ids of each row in unpruned length; pixels: compared by a sample.
+            rows: valid ids of each row in unpruned length; pixels: the images, [N, ...] or N tensors, or None;
+                compared by a sample of each.
 
         Returns:
             Per row, ascending coordinates behind the last token of each prompt.
         """
         ends = [[len(row)] for row in rows]
-        sample = None if pixels is None else pixels.flatten()[:: max(1, pixels.numel() // 4096)].float().cpu()
+        known = [p for p in (() if pixels is None else pixels) if p is not None]
+        sample = [p.flatten()[:: max(1, p.numel() // 4096)].float().cpu() for p in known]
         if self._last_prompt is not None:
             old_rows, old_ends, old_sample = self._last_prompt
             continues = len(rows) == len(old_rows) and all(
                 new[: len(old)] == old for new, old in zip(rows, old_rows)
             )
-            if continues and _same_images(sample, old_sample):
+            if continues and _contains(sample, old_sample):
                 ends = [sorted({*old, *new}) for old, new in zip(old_ends, ends)]
         self._last_prompt = (rows, ends, sample)
         return ends
@@ -193,17 +195,21 @@ class Pruner:
         finally:
             self._frozen = None
 
-    def place_prompt_ends(self, layout: Layout, ids: Tensor | None, pixels: Tensor | None) -> None:
+    def place_prompt_ends(self, layout: Layout, ids: Tensor | None, pixels, before: list[int] | int = 0) -> None:
         """Set `layout.prompt_ends`, which only text-guided scores read.
 
         Args:
-            ids: [B, T] ids in unpruned length, or None where they are not known.
+            ids: [B, T] ids of this pass in unpruned length, or None where they are not known.
+            pixels: the images, [N, ...] or N tensors, or None.
+            before: tokens of each row that lie in the cache, in unpruned length.
         """
         if not self.plan.text_guided:
             return
         if self._frozen is not None:
             repeat = max(1, len(layout.lengths) // len(self._frozen))
             ends = [ends for ends in self._frozen for _ in range(repeat)]
+            gone = [before] * len(ends) if isinstance(before, int) else before
+            ends = [[end - n for end in row] for row, n in zip(ends, gone)]
         elif ids is not None:
             ids = ids.cpu()
             rows = ids.tolist() if layout.mask is None else [r[m].tolist() for r, m in zip(ids, layout.mask)]
@@ -217,10 +223,10 @@ class Pruner:
         self._last_prompt = None
 
 
-def _same_images(new: Tensor | None, old: Tensor | None) -> bool:
-    if new is None or old is None:
-        return new is old
-    return new.shape == old.shape and torch.equal(new, old)
+def _contains(new: list[Tensor], old: list[Tensor]) -> bool:
+    """Whether the images `old` stand among `new` in their order (a later turn may bring more)."""
+    rest = iter(new)
+    return all(any(torch.equal(a, b) for b in rest) for a in old)
 
 
 def _refuse_4d(attention_mask: Any) -> None:

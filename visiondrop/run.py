@@ -106,7 +106,7 @@ class PrefillRun(_Run):
             if i == 0:
                 self._arrive()
             if i in self.stages:
-                if i == 0 or self.past:
+                if i == 0 or (self.past and any(stage.probe == i for _, stage in self.stages[i])):
                     # Scores look at this layer's past, so its own numbering holds for them too.
                     self._embed_positions(cache_count(self.cache, i))
                 self._prune(i)

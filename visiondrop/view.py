@@ -56,7 +56,7 @@ class View:
         return self._from_text(torch.ones(len(self._group.images), 1, dtype=torch.bool, device=self._device))[:, 0]
 
     def from_suffix(self) -> tuple[Tensor, Tensor]:
-        """Attention of the text behind the image, up to the prompt's end, to each visual token.
+        """Attention of the text behind the image (see `suffix_mask`) to each visual token.
 
         Returns:
             ([I, S, n] float32 mean over heads, [I, S] bool: False for places beyond a shorter text).
@@ -70,9 +70,12 @@ class View:
         return self._take(self._run.hidden, [e - wanted.shape[1] for e in self._ends], wanted.shape[1]), wanted
 
     def suffix_mask(self) -> Tensor:
-        """[I, S] bool: which of the S coordinates before the prompt's end are text behind the image."""
+        """[I, S] bool: which of the S coordinates before the prompt's end are text behind the image.
+
+        Where no text stands there, the prompt's last token, whatever it is, speaks for it.
+        """
         group, run = self._group, self._run
-        longest = max(e - s - self.count for e, s in zip(self._ends, group.starts))
+        longest = max(1, *(e - s - self.count for e, s in zip(self._ends, group.starts)))
         out = torch.zeros(len(group.images), longest, dtype=torch.bool)
         for i, (row, start, end) in enumerate(zip(group.rows, group.starts, self._ends)):
             out[i, longest - (end - start - self.count) :] = True
@@ -80,6 +83,7 @@ class View:
                 if other_start > start:
                     low = other_start - end + longest
                     out[i, max(low, 0) : max(low + other_count, 0)] = False
+            out[i, -1] |= not bool(out[i].any())
         return out.to(self._device)
 
     @property
