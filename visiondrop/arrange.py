@@ -5,12 +5,45 @@ canvas of an image with m units is -1 - m - r.  Unit 0 of an anyres image is the
 tiles of a W x H grid in row-major order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .plan import VisualShape
 from .selection import Selection
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image, however many crops or frames it has, before it is encoded.
+
+    Attributes:
+        shape: for its plan.
+        pixels: [U, 3, H, W], or None for an image of an earlier turn, which lies in the cache.
+        grid: (W, H) tiles of an anyres image, or None.
+        ids: [shape.tokens] ids of its unpruned sequence, where that is not 0 … tokens-1.
+    """
+
+    shape: VisualShape
+    pixels: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    ids: Tensor | None = None
+
+
+def by_shape(pictures: Sequence[Picture]) -> Iterator[tuple[VisualShape, list[int]]]:
+    """Ordinals of the pictures of each shape, shapes in order of appearance."""
+    groups: dict[VisualShape, list[int]] = {}
+    for i, picture in enumerate(pictures):
+        groups.setdefault(picture.shape, []).append(i)
+    yield from groups.items()
+
+
+def grids_of(pictures: Sequence[Picture]) -> list[tuple[int, int]] | None:
+    """The grids of pictures of one shape, or None where they have none."""
+    grids = [p.grid for p in pictures if p.grid is not None]
+    return grids or None
 
 
 def canvas_place(ids: Tensor, patches: int, columns: Tensor | int) -> Tensor:

@@ -91,7 +91,28 @@ def make_plan(method: str, tokens: int | None, shape: VisualShape, options: dict
             f"a budget of {tokens} tokens is not reachable for method {method!r} on {shape.tokens} visual tokens and "
             f"{shape.layers} layers; {what}"
         )
-    return replace(plan, method=method, tokens=tokens, options=dict(options))
+    notes = plan.notes + (() if tokens is None else _scaling_notes(plan, shape))
+    return replace(plan, method=method, tokens=tokens, options=dict(options), notes=notes)
+
+
+def _scaling_notes(plan: Plan, shape: VisualShape) -> tuple[str, ...]:
+    """What the budget means for an image of another size than it is stated for."""
+    if not plan.active:
+        return ()
+    if plan.encoder is not None:
+        units = "frames" if shape.kind == "video" else "crops"
+        if shape.units == shape.nominal_units:
+            return ()
+        return (
+            f"the budget is stated for {shape.nominal_units} {units}; this image has {shape.units} {units} and gets "
+            f"{shape.units}/{shape.nominal_units} of it",
+        )
+    if shape.tokens == shape.nominal:
+        return ()
+    return (
+        f"the budget is stated for {shape.nominal} visual tokens; this image has {shape.tokens} of {shape.nominal} and "
+        "keeps the same fractions",
+    )
 
 
 def _check_budget(tokens: Any, shape: VisualShape) -> int:

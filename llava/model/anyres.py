@@ -49,6 +49,8 @@ def is_anyres(config) -> bool:
 
 def layout_name(config) -> str:
     """"anyres", or "fixed-2880" (with another tower: five times its patches)."""
+    if config.image_aspect_ratio != "anyres":
+        raise VisionDropError(f"image_aspect_ratio={config.image_aspect_ratio!r}: of the crop layouts only 'anyres' is supported")
     if config.mm_patch_merge_type not in MERGE_TYPES:
         raise VisionDropError(
             f"mm_patch_merge_type={config.mm_patch_merge_type!r} with image_aspect_ratio='anyres': allowed are "
@@ -85,7 +87,7 @@ def use_layout(config, layout: str) -> None:
 
 def pinpoints(config) -> list[tuple[int, int]]:
     """(width, height) pairs of `config.image_grid_pinpoints`, a list or its text."""
-    value = config.image_grid_pinpoints
+    value = getattr(config, "image_grid_pinpoints", None)
     try:
         value = ast.literal_eval(value) if isinstance(value, str) else value
         pairs = [(int(w), int(h)) for w, h in value]
@@ -93,7 +95,7 @@ def pinpoints(config) -> list[tuple[int, int]]:
         pairs = []
     if not pairs:
         raise VisionDropError(
-            f"image_grid_pinpoints={config.image_grid_pinpoints!r}: anyres pictures need a list of (width, height) pairs"
+            f"image_grid_pinpoints={value!r}: anyres pictures need a list of (width, height) pairs"
         )
     return pairs
 
@@ -183,6 +185,12 @@ def _crops(layers: int, side: int, units: int, grid, size, layout: str) -> Crops
         kept = unpadded(size, rows, columns)
     ids = packed_ids(grid, side, *kept, newline=layout == "anyres")
     shape = VisualShape(
-        layers=layers, patches=side**2, units=units, nominal_units=NOMINAL_CROPS, length=len(ids), source=layout
+        layers=layers,
+        patches=side**2,
+        units=units,
+        nominal_units=NOMINAL_CROPS,
+        length=len(ids),
+        source=layout,
+        canvas=(len(kept[0]), len(kept[1])) if grid and len(kept[0]) * len(kept[1]) else None,
     )
     return Crops(shape, grid, ids)

@@ -4,14 +4,13 @@ Outside the decoder stack only unpruned lengths exist: a placeholder (-200) beco
 visual tokens before pruning, whatever a method will keep of them.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from visiondrop.arrange import tower_ids
+from visiondrop.arrange import Picture, by_shape, grids_of, tower_ids
 from visiondrop.errors import VisionDropError
 from visiondrop.layout import Image, Layout
 from visiondrop.plan import VisualShape
@@ -21,23 +20,6 @@ from .multimodal_encoder.builder import build_vision_tower
 from .multimodal_projector.builder import build_vision_projector
 
 FILLER_ID = 0  # stands for visual tokens in the ids `generate` keeps; their embeddings are given, it is never looked up
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image, however many crops it is cut into, before it is encoded.
-
-    Attributes:
-        shape: for its plan.
-        pixels: [U, 3, H, W], or None for an image of an earlier turn, which lies in the cache.
-        grid: (W, H) tiles of an anyres image, or None.
-        ids: [shape.tokens] ids of its unpruned sequence, where that is not simply what the tower returns.
-    """
-
-    shape: VisualShape
-    pixels: Tensor | None = None
-    grid: tuple[int, int] | None = None
-    ids: Tensor | None = None
 
 
 @dataclass
@@ -133,12 +115,12 @@ class LlavaMetaForCausalLM:
         origins: list = [None] * len(pictures)
         if any(p.pixels is None for p in pictures):
             raise VisionDropError("an image of this prompt is not in the cache: give the images of all its placeholders")
-        for shape, ordinals in _by_shape(pictures):
+        for shape, ordinals in by_shape(pictures):
             tower = self.get_vision_tower()
             pixels = torch.cat([pictures[i].pixels for i in ordinals])
             if tower.pruner is not None and tower.pruner.plan_for(shape).encoder is not None:
-                grids = [pictures[i].grid for i in ordinals]
-                rows, origin = tower.staged(pixels, shape, ordinals, len(pictures), None if None in grids else grids)
+                grids = grids_of([pictures[i] for i in ordinals])
+                rows, origin = tower.staged(pixels, shape, ordinals, len(pictures), grids)
                 found = list(self.model.mm_projector(rows))
             else:
                 rows = self.model.mm_projector(tower(pixels))
@@ -231,14 +213,6 @@ def stack_images(images: Tensor | list[Tensor]) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3:
         raise VisionDropError(f"images of shape {tuple(images.shape)}: allowed is [N, 3, H, W]")
     return images
-
-
-def _by_shape(pictures: list[Picture]) -> Iterator[tuple[VisualShape, list[int]]]:
-    """Ordinals of the images of each shape, shapes in order of appearance."""
-    groups: dict[VisualShape, list[int]] = {}
-    for i, picture in enumerate(pictures):
-        groups.setdefault(picture.shape, []).append(i)
-    yield from groups.items()
 
 
 def _expand_rows(

@@ -1,5 +1,7 @@
 """One small file per model family: where its stack and tower are, and how pruning is attached to them."""
 
+from importlib import import_module
+
 from torch import nn
 
 from ..errors import VisionDropError
@@ -12,11 +14,14 @@ def adapter_for(model: nn.Module):
         from .native import NativeAdapter
 
         return NativeAdapter(model)
-    if name == "LlavaForConditionalGeneration":
-        from .hub_llava import HubLlavaAdapter
-
-        return HubLlavaAdapter(model)
+    hub = {
+        "LlavaForConditionalGeneration": ("hub_llava", "HubLlavaAdapter"),
+        "LlavaNextForConditionalGeneration": ("hub_llava_next", "HubLlavaNextAdapter"),
+        "VideoLlavaForConditionalGeneration": ("hub_video_llava", "HubVideoLlavaAdapter"),
+    }
+    if name in hub:
+        module, adapter = hub[name]
+        return getattr(import_module(f"{__name__}.{module}"), adapter)(model)
     raise VisionDropError(
-        f"no adapter for {name}: supported are llava's LlavaLlamaForCausalLM and transformers' "
-        "LlavaForConditionalGeneration"
+        f"no adapter for {name}: supported are llava's LlavaLlamaForCausalLM and transformers' {', '.join(hub)}"
     )

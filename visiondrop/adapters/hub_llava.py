@@ -9,6 +9,7 @@ What is hooked, and undone by `handle.remove()`:
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..arrange import Picture, by_shape, grids_of, tower_ids
 from ..cache import PrunedCache
 from ..encoder import Probe
 from ..errors import UnsupportedError, VisionDropError
@@ -87,42 +89,67 @@ class HubLlavaAdapter:
 
         return undo
 
+    def pictures(self, arguments: dict) -> list[Picture]:
+        """The images of a call of `get_image_features` with these arguments."""
+        shape = self.shape()
+        ids = tower_ids(1, shape.patches, cls=True) if shape.tokens > shape.patches else None
+        return [Picture(shape, p[None], ids=ids) for p in arguments["pixel_values"]]
+
     def _wrap_features(self, stock):
+        signature = inspect.signature(stock)
+
         @functools.wraps(stock)  # generate routes arguments by the signature
         def get_image_features(*args, **kwargs):
-            pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-            shape, origin = self.shape(), None
-            if self.pruner.plan_for(shape).encoder is None:
-                output = stock(*args, **kwargs)
+            arguments = signature.bind(*args, **kwargs).arguments
+            pictures = self.pictures(arguments)
+            self.pixels = arguments["pixel_values"]
+            if any(self.pruner.plan_for(p.shape).encoder for p in pictures):
+                output, origins = self._encode(pictures, self.tower, arguments.get("vision_feature_layer"))
             else:
-                output, origin = self._encode(pixels, shape, kwargs.get("vision_feature_layer"))
-            self.pixels = pixels
-            self.images = [
-                Image(shape, None if origin is None else origin[i], self.pruner.seed_of(p)) for i, p in enumerate(pixels)
-            ]
+                output, origins = stock(*args, **kwargs), [p.ids for p in pictures]
+            self.images = [Image(p.shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
             return output
 
         return get_image_features
 
-    def _encode(self, pixels: Tensor, shape: VisualShape, select_layer) -> tuple[BaseModelOutputWithPooling, Tensor]:
-        """The tower up to its feature layer, the encoder stage, the projector; slots beyond the kept rows are zero."""
+    def _encode(self, pictures: list[Picture], tower, select_layer, first: int = 0) -> tuple:
+        """The tower up to its feature layer, the encoder stage, the projector; slots beyond the kept rows are zero.
+
+        Args:
+            tower: a vision transformer; first: ordinal of the first picture in the batch.
+
+        Returns:
+            (output whose `pooler_output` has one [tokens, D] block per picture, ids per picture or None).
+        """
         select_layer = self.model.config.vision_feature_layer if select_layer is None else select_layer
         if not isinstance(select_layer, int):
             raise UnsupportedError(f"vision_feature_layer={select_layer}: the encoder stage needs one feature layer")
-        probe, layers = Probe(), self.tower.encoder.layers
-        last = select_layer if select_layer >= 0 else len(layers) + 1 + select_layer
-        hidden = self.tower.embeddings(pixels.to(next(self.tower.parameters()).dtype))
-        if hasattr(self.tower, "pre_layrnorm"):
-            hidden = self.tower.pre_layrnorm(hidden)
-        for i, layer in enumerate(layers[:last]):
-            with probe.watch(layer.self_attn) if i == last - 1 else nullcontext():
-                hidden = layer(hidden, None)
-        ordinals = list(range(len(pixels)))
-        value, origin = self.pruner.encode(hidden, probe, layers[0].self_attn.num_heads, shape, ordinals, len(pixels))
-        kept = self.inner.multi_modal_projector(value)
-        blocks = kept.new_zeros(len(kept), shape.tokens, kept.shape[-1])
-        blocks[:, : kept.shape[1]] = kept
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=list(blocks)), origin
+        blocks, origins = [None] * len(pictures), [None] * len(pictures)
+        for shape, ordinals in by_shape(pictures):
+            group = [pictures[i] for i in ordinals]
+            self._check_room(shape)
+            hidden, probe = _features(tower, torch.cat([p.pixels for p in group]), select_layer)
+            heads = tower.encoder.layers[0].self_attn.num_heads
+            places = [first + i for i in ordinals]
+            value, origin = self.pruner.encode(
+                hidden, probe, heads, shape, places, first + len(pictures), grids_of(group)
+            )
+            kept = self.inner.multi_modal_projector(value)
+            block = kept.new_zeros(len(kept), shape.tokens, kept.shape[-1])
+            block[:, : kept.shape[1]] = kept
+            for k, i in enumerate(ordinals):
+                blocks[i], origins[i] = block[k], None if origin is None else origin[k]
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=blocks), origins
+
+    def _check_room(self, shape: VisualShape) -> None:
+        """The processor gave an image as many placeholders as it has unpruned tokens; the kept rows must fit."""
+        entry = self.pruner.plan_for(shape).entry
+        if entry > shape.tokens:
+            raise UnsupportedError(
+                f"method {self.pruner.method!r} with tokens={self.pruner.tokens} hands {entry} tokens on for an image that "
+                f"has only {shape.tokens} unpruned ones (unpadded, {shape.units} crops); use a smaller budget, or load the "
+                "checkpoint with llava.model.builder, whose classes make room"
+            )
 
     def _refuse_labels(self, module, args, kwargs) -> None:
         pruned = isinstance(kwargs.get("past_key_values"), PrunedCache) or kwargs.get("pixel_values") is not None
@@ -141,12 +168,12 @@ class HubLlavaAdapter:
             raise VisionDropError("images with inputs_embeds: pruning finds images by their placeholders; give input_ids")
         self.ids = ids if brings_images else None
 
-    def _layout(self, mask: Tensor | None) -> Layout | None:
+    def _layout(self, mask: Tensor | None, before: list[int] | int) -> Layout | None:
         if self.ids is None:
             return None
         visual = self.ids == self.model.config.image_token_id
         layout = Layout.build(number_images(visual, self.images), mask, self.images)
-        self.pruner.place_prompt_ends(layout, self.ids, self.pixels)
+        self.pruner.place_prompt_ends(layout, self.ids, self.pixels, before)
         return layout
 
     def _start(self, module, args, kwargs):
@@ -157,8 +184,10 @@ class HubLlavaAdapter:
         if cache is None and (module.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache(config=module.config)
         mask = kwargs.get("attention_mask")
-        own = mask[:, -hidden.shape[1] :] if mask is not None and mask.ndim == 2 else None
-        layout = self._layout(own)
+        padded = mask is not None and mask.ndim == 2
+        own = mask[:, -hidden.shape[1] :] if padded else None
+        past = 0 if cache is None else cache.get_seq_length()
+        layout = self._layout(own, mask[:, : -hidden.shape[1]].sum(1).tolist() if padded else past)
         self.run = self.pruner.start(module, hidden, mask, kwargs.get("position_ids"), cache, layout)
         if self.run is None:
             return None
@@ -196,3 +225,16 @@ class HubLlavaAdapter:
         mask = kwargs.get("attention_mask")
         rows = [row.tolist() if mask is None else row[m.bool()].tolist() for row, m in zip(ids, ids if mask is None else mask)]
         return self.pruner.frozen_prompt(self.pruner.prompt_ends(rows, kwargs.get("pixel_values")))
+
+
+def _features(tower: nn.Module, pixels: Tensor, select_layer: int) -> tuple[Tensor, Probe]:
+    """hidden_states[select_layer] of a CLIP or SigLIP tower for [U, 3, H, W], and that layer's queries and keys."""
+    probe, layers = Probe(), tower.encoder.layers
+    last = select_layer if select_layer >= 0 else len(layers) + 1 + select_layer
+    hidden = tower.embeddings(pixels.to(next(tower.parameters()).dtype))
+    if hasattr(tower, "pre_layrnorm"):
+        hidden = tower.pre_layrnorm(hidden)
+    for i, layer in enumerate(layers[:last]):
+        with probe.watch(layer.self_attn) if i == last - 1 else nullcontext():
+            hidden = layer(hidden, None)
+    return hidden, probe

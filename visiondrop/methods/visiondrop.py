@@ -5,6 +5,8 @@ visual tokens receive from visual queries, scored with the next layer's own proj
 where it differs from the paper (`visiondrop.md` §5: merged token = reference + mean, causal mask in the score).
 """
 
+import math
+
 from torch import Tensor
 
 from ..errors import VisionDropError
@@ -57,7 +59,11 @@ def plan(
     if layers is not None:
         at = check_layers(integers("layers", layers), shape.layers)
 
-    total = nearest(tokens * shape.scale * shape.layers)
+    lengths = segment_lengths(at, shape.layers)
+    scale = shape.scale if encoding else shape.tokens / shape.nominal
+    # An image of another size than the budget is stated for gets the nearest mean that whole counts can have.
+    step = 1 if scale == 1 else math.gcd(*lengths)
+    total = step * nearest(tokens * scale * shape.layers / step)
     per_unit = shape.patches if not encoding else (
         nearest(fraction("encoder_ratio", encoder_ratio) * shape.patches)
         if encoder_ratio is not None
@@ -67,7 +73,7 @@ def plan(
     least = next(n for n in range(1, shape.patches + 1) if split(n, share)[0] >= 1)  # a stage keeps a dominant token
     if not least <= per_unit <= shape.patches:
         return None
-    counts = geometric(segment_lengths(at, shape.layers), first, total, least)
+    counts = geometric(lengths, first, total, least)
     if counts is None:
         return None
     pairs = [split(n, share) for n in counts]
