@@ -209,7 +209,7 @@ class Ledger:
         return {
             "method": plan.method,
             "tokens": plan.tokens,
-            "options": {k: list(v) if isinstance(v, tuple) else v for k, v in plan.options.items()},
+            "options": {name: _plain(value) for name, value in plan.options.items()},
             "layout": plan.shape.source,
             "units": plan.shape.units,
             "unpruned": plan.shape.tokens,
@@ -242,3 +242,10 @@ class Ledger:
             f"({self.text_tokens} text tokens, widths of {self.dims.name})"
         )
         return "\n".join(lines + [f"  note: {note}" for note in plan.notes])
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as JSON has it: tuples and tensors become lists."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
