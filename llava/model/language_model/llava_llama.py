@@ -66,6 +66,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
     config_class = LlavaConfig
     config: LlavaConfig
+    _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer"]  # kept whole when spread over several devices
 
     def __init__(self, config: LlavaConfig):
         super().__init__(config)
