@@ -13,6 +13,7 @@ check_versions()
 from .api import Handle, apply, plan  # noqa: E402
 from .errors import UnsupportedError, VisionDropError  # noqa: E402
 from .registry import available, register  # noqa: E402
+from .session import encode  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["Handle", "UnsupportedError", "VisionDropError", "apply", "available", "plan", "register"]
+__all__ = ["Handle", "UnsupportedError", "VisionDropError", "apply", "available", "encode", "plan", "register"]

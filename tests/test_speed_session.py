@@ -1,0 +1,159 @@
+"""Image reuse: a session's answers and logits against whole prompts that were never cached."""
+
+import pytest
+import torch
+
+import visiondrop
+from eval.efficiency.models import build
+from visiondrop.session import PrefixStore, continue_prefix, encode_prefix, fingerprint, next_logits
+
+TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
+BEFORE, QUESTIONS = [1, 5, 9, 12], [[7, 8, 30, 31, 4], [11], [40, 41, 42]]
+VISUAL_ONLY = [
+    ("visiondrop", {"tokens": 64}),
+    ("visiondrop", {"tokens": 200, "encoder": "off"}),
+    ("visiondrop", {"tokens": 64, "merge": "off"}),
+    ("none", {}),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(TINY, vocab=64)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(1))
+
+
+def prefix_of(model, pixels):
+    return encode_prefix(model, torch.tensor([[*BEFORE, -200]]), images=pixels)
+
+
+def whole(question, pixels):
+    return {"input_ids": torch.tensor([[*BEFORE, -200, *question]]), "images": pixels}
+
+
+@pytest.mark.parametrize("method, settings", VISUAL_ONLY)
+def test_equal_to_whole_prompts(model, pixels, method, settings):
+    with visiondrop.apply(model, method, **settings):
+        prefix = prefix_of(model, pixels)
+        logits = next_logits(model, prefix, QUESTIONS)
+        new = continue_prefix(model, prefix, QUESTIONS, max_new_tokens=6, do_sample=False)
+        for i, question in enumerate(QUESTIONS):
+            with torch.no_grad():
+                expected = model(**whole(question, pixels)).logits[0, -1]
+            assert (logits[i] - expected).abs().max() <= 1e-5, f"question {i}"
+            alone = model.generate(**whole(question, pixels), max_new_tokens=6, do_sample=False)
+            assert new[i].tolist() == alone[0].tolist()
+
+
+def test_questions_do_not_disturb_the_prefix(model, pixels):
+    with visiondrop.apply(model, tokens=64):
+        prefix = prefix_of(model, pixels)
+        before = [layer.keys.clone() for layer in prefix.cache.layers]
+        first = next_logits(model, prefix, QUESTIONS)
+        continue_prefix(model, prefix, QUESTIONS[::-1], max_new_tokens=3, do_sample=False)
+        assert torch.equal(first, next_logits(model, prefix, QUESTIONS))
+        assert all(torch.equal(a, layer.keys) for a, layer in zip(before, prefix.cache.layers))
+
+
+def test_beams(model, pixels):
+    settings = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False}
+    with visiondrop.apply(model, tokens=64):
+        new = continue_prefix(model, prefix_of(model, pixels), QUESTIONS[:1], **settings)
+        assert new.tolist() == model.generate(**whole(QUESTIONS[0], pixels), **settings).tolist()
+
+
+def test_prefix_bytes_follow_the_ledger(model, pixels):
+    with visiondrop.apply(model, tokens=64) as handle:
+        prefix = prefix_of(model, pixels)
+        entry = 2 * TINY["num_key_value_heads"] * (TINY["hidden_size"] // TINY["num_attention_heads"]) * 4
+        assert prefix.bytes == entry * sum(n + len(BEFORE) for n in handle.ledger.tokens_per_layer)
+        assert prefix.length == len(BEFORE) + 576
+
+
+def test_text_guided_methods_are_refused(model, pixels):
+    with visiondrop.apply(model, tokens=64, score="text"):
+        with pytest.raises(visiondrop.UnsupportedError, match="reads the question"):
+            prefix_of(model, pixels)
+
+
+def test_another_method_needs_another_encoding(model, pixels):
+    with visiondrop.apply(model, tokens=64):
+        prefix = prefix_of(model, pixels)
+    with pytest.raises(visiondrop.VisionDropError, match="encode it again"):
+        next_logits(model, prefix, QUESTIONS)
+
+
+def test_empty_question_is_refused(model, pixels):
+    with visiondrop.apply(model, tokens=64):
+        with pytest.raises(visiondrop.VisionDropError, match="at least one id"):
+            next_logits(model, prefix_of(model, pixels), [[4], []])
+
+
+class Words:
+    """A tokenizer of numbers: "7 8" <-> [7, 8], with a start token 1."""
+
+    bos_token_id = 1
+
+    def __call__(self, text):
+        ids = [1, *(int(word) for word in text.split() if word.isdigit())]
+        return type("Encoding", (), {"input_ids": ids})
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return [" ".join(str(int(i)) for i in row) for row in rows]
+
+
+def test_ask(model, pixels):
+    with visiondrop.apply(model, tokens=64):
+        session = visiondrop.encode(model, pixels, tokenizer=Words(), prompt="5 9 12 <image> {question}")
+        answers = session.ask(["7 8 30 31 4", "11"], max_new_tokens=4)
+        assert answers[0] == session.ask("7 8 30 31 4", max_new_tokens=4)
+        assert answers == session.ask(["7 8 30 31 4", "11"], max_new_tokens=4, batch_size=1)
+        alone = model.generate(**whole([11], pixels), max_new_tokens=4, do_sample=False)
+        assert answers[1] == " ".join(map(str, alone[0].tolist()))
+
+
+def test_encode_applies_and_stores(model, pixels):
+    store = PrefixStore(1 << 30)
+    arguments = {"tokenizer": Words(), "prompt": "5 <image> {question}", "store": store}
+    first = visiondrop.encode(model, pixels, method="visiondrop", tokens=64, **arguments)
+    second = visiondrop.encode(model, pixels[0], **arguments)
+    assert second.prefix is first.prefix and (store.hits, store.misses, len(store)) == (1, 1, 1)
+    visiondrop.apply(model, "none").remove()
+
+
+@pytest.mark.parametrize("prompt", ["no image {question}", "<image> no place", "<image> <image> {question}"])
+def test_prompts_without_their_places_are_refused(model, pixels, prompt):
+    with pytest.raises(visiondrop.VisionDropError, match="must hold one <image>"):
+        visiondrop.encode(model, pixels, tokenizer=Words(), prompt=prompt)
+
+
+class Sized:
+    def __init__(self, size):
+        self.bytes = size
+
+
+def test_store_drops_the_least_recently_used():
+    store = PrefixStore(100)
+    a, b, c = Sized(40), Sized(40), Sized(40)
+    store.put("a", a), store.put("b", b)
+    assert store.get("a") is a
+    store.put("c", c)
+    assert store.get("b") is None and store.get("a") is a and store.get("c") is c
+    assert store.bytes == 80 and len(store) == 2
+    store.put("large", Sized(101))
+    assert store.get("large") is None and store.bytes == 80
+    store.put("a", Sized(10))
+    assert store.bytes == 50
+    store.clear()
+    assert store.bytes == 0 and len(store) == 0
+
+
+def test_fingerprint_tells_contents_apart():
+    x = torch.arange(6.0)
+    assert fingerprint(x) == fingerprint(x.clone()) != fingerprint(x + 1)
+    assert fingerprint(x.view(2, 3)) != fingerprint(x.view(3, 2))
+    assert fingerprint(x, [1, 2]) != fingerprint(x, [1, 3])
