@@ -26,6 +26,42 @@ def working_directory(folder: Path | None) -> Iterator[None]:
         os.chdir(before)
 
 
+@contextlib.contextmanager
+def dataset_cache(folder: Path) -> Iterator[None]:
+    """Let `datasets` and lmms-eval, in this process and its children, keep prepared data below `folder`.
+
+    lmms-eval takes the place from the environment only, so it is set there for the time of the context.
+    """
+    import datasets
+    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
+
+    named, configured = os.environ.get("HF_DATASETS_CACHE"), datasets.config.HF_DATASETS_CACHE
+    os.environ["HF_DATASETS_CACHE"], datasets.config.HF_DATASETS_CACHE = str(folder), Path(folder)
+    _resolve_hf_datasets_cache_dir.cache_clear()
+    try:
+        yield
+    finally:
+        del os.environ["HF_DATASETS_CACHE"]
+        if named is not None:
+            os.environ["HF_DATASETS_CACHE"] = named
+        datasets.config.HF_DATASETS_CACHE = configured
+        _resolve_hf_datasets_cache_dir.cache_clear()
+
+
+@contextlib.contextmanager
+def place(folder: Path | None, files: str) -> Iterator[None]:
+    """Where `load_dataset` finds the data: the hub (None), or a local folder whose files have the fingerprint `files`.
+
+    `datasets` names the prepared copy of a local folder after its README only, so changed files, or another folder
+    with the same README, would silently give the old rows: every fingerprint gets a cache of its own.
+    """
+    if folder is None:
+        yield
+        return
+    with dataset_cache(Path(_cache_folder()) / "visiondrop" / files), working_directory(folder):
+        yield
+
+
 def fingerprint_of(benchmark: Benchmark, data: Path | None) -> str:
     """ "hub", or the fingerprint of the files of the benchmark's data sets below `data`.
 
@@ -46,8 +82,11 @@ def fingerprint_of(benchmark: Benchmark, data: Path | None) -> str:
     return "-".join(fingerprint.of_folder(data / path) for path in paths)
 
 
-def check(benchmark: Benchmark, data: Path | None) -> dict[str, str]:
+def check(benchmark: Benchmark, data: Path | None, files: str) -> dict[str, str]:
     """Load every split the task reads once, with lmms-eval's own cache, and check its columns.
+
+    Args:
+        data, files: the folder given by --data and its `fingerprint_of`.
 
     Returns:
         Data set path -> hub revision, "local" under --data, "unknown" where the cache does not say.
@@ -58,7 +97,7 @@ def check(benchmark: Benchmark, data: Path | None) -> dict[str, str]:
     if data is None:
         for path in dict.fromkeys(source.path for source in benchmark.data):
             _check_hub(path)
-    with working_directory(data):
+    with place(data, files):
         return {source.path: _check_source(benchmark, source, data) for source in benchmark.data}
 
 
@@ -70,6 +109,7 @@ def _cache_folder() -> str:
 
 def _check_hub(path: str) -> None:
     import huggingface_hub
+    from datasets.naming import camelcase_to_snakecase
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if (Path.cwd() / path).is_dir():
@@ -77,7 +117,8 @@ def _check_hub(path: str) -> None:
             f"the working directory holds a folder {path}, which would be read instead of the hub's data set: "
             "name it with --data . or start elsewhere"
         )
-    cached = (Path(_cache_folder()) / path.replace("/", "___").lower()).is_dir()
+    owner, _, name = path.rpartition("/")
+    cached = (Path(_cache_folder()) / f"{owner}___{camelcase_to_snakecase(name)}").is_dir()
     if not cached and huggingface_hub.constants.HF_HUB_OFFLINE:
         raise EvaluationError(f"data set {path} is not in the cache and HF_HUB_OFFLINE forbids fetching it: use --data DIR")
     try:

@@ -96,28 +96,31 @@ def _evaluate(settings: Settings) -> tuple[dict[str, Any] | None, Any]:
         answers=str(settings.folder),
         **settings.options,
     )
-    if lm.world_size != settings.processes:
-        raise EvaluationError(f"{settings.processes} processes were asked for and {lm.world_size} are running")
-    stdout = open(settings.folder / "lmms_eval.out", "a", encoding="utf-8")  # tables that tasks print
-    place = data.working_directory(Path(settings.data) if settings.data else None)
-    with stdout, contextlib.redirect_stdout(stdout), place:
-        results = simple_evaluate(
-            model=lm,
-            tasks=[settings.task],
-            # Only this task's folder is indexed: reading all two thousand task files takes ten seconds.
-            task_manager=TaskManager(include_path=str(benchmark.folder), include_defaults=False, model_name=MODEL_ID),
-            limit=settings.limit,
-            batch_size=settings.batch_size,
-            device=str(lm.device),
-            bootstrap_iters=0,
-            process_docs_parallel=1,
-            random_seed=settings.seed,
-            numpy_random_seed=settings.seed,
-            torch_random_seed=settings.seed,
-            fewshot_random_seed=settings.seed,
-            # What the tasks and the evaluator look up of lmms-eval's own command line.
-            cli_args=SimpleNamespace(output_path=str(settings.folder), process_with_media=False),
-        )
+    try:
+        if lm.world_size != settings.processes:
+            raise EvaluationError(f"{settings.processes} processes were asked for and {lm.world_size} are running")
+        stdout = open(settings.folder / "lmms_eval.out", "a", encoding="utf-8")  # tables that tasks print
+        place = data.place(Path(settings.data) if settings.data else None, settings.data_fingerprint)
+        with stdout, contextlib.redirect_stdout(stdout), place:
+            results = simple_evaluate(
+                model=lm,
+                tasks=[settings.task],
+                # Only this task's folder is indexed: reading all two thousand task files takes ten seconds.
+                task_manager=TaskManager(include_path=str(benchmark.folder), include_defaults=False, model_name=MODEL_ID),
+                limit=settings.limit,
+                batch_size=settings.batch_size,
+                device=str(lm.device),
+                bootstrap_iters=0,
+                process_docs_parallel=1,
+                random_seed=settings.seed,
+                numpy_random_seed=settings.seed,
+                torch_random_seed=settings.seed,
+                fewshot_random_seed=settings.seed,
+                # What the tasks and the evaluator look up of lmms-eval's own command line.
+                cli_args=SimpleNamespace(output_path=str(settings.folder), process_with_media=False),
+            )
+    finally:
+        lm.store.close()
     return results, lm
 
 
@@ -138,7 +141,6 @@ def _write(settings: Settings, results: dict[str, Any], lm: Any) -> None:
         "metrics": {k: float(v) for k, v in sorted(metrics.items())},
         "n": len(samples),
         "ledger": lm.ledger.as_dict(),
-        "answered": len(samples) - lm.reused if lm.world_size == 1 else None,
     }
     write_whole(folder / "outcome.json", json.dumps(outcome, ensure_ascii=False, indent=1))
 

@@ -124,17 +124,16 @@ class LlavaVisionDrop(lmms):
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers to all requests in their order; stored ones are reused, new ones stored batch by batch."""
         by_key = {self._key(request): request for request in requests}
-        answers = {key: self.store.get(key) for key in by_key} if self.store else dict.fromkeys(by_key)
+        answers = {key: self.store.get(key) for key in by_key} if self.store is not None else dict.fromkeys(by_key)
         waiting = [key for key, answer in answers.items() if answer is None]
         self.reused = len(by_key) - len(waiting)
-        bar = tqdm(total=len(by_key), initial=self.reused, disable=self.rank != 0, desc="questions", unit="q")
-        for batch in self._batches(waiting, by_key):
-            texts = self._answer([by_key[key] for key in batch])
-            if self.store:
-                self.store.add([(key, by_key[key].args[3], text) for key, text in zip(batch, texts)])
-            bar.update(sum(answers[key] is None for key in batch))
-            answers.update(zip(batch, texts))
-        bar.close()
+        with tqdm(total=len(by_key), initial=self.reused, disable=self.rank != 0, desc="questions", unit="q") as bar:
+            for batch in self._batches(waiting, by_key):
+                texts = self._answer([by_key[key] for key in batch])
+                if self.store is not None:
+                    self.store.add([(key, by_key[key].args[3], text) for key, text in zip(batch, texts)])
+                bar.update(sum(answers[key] is None for key in batch))
+                answers.update(zip(batch, texts))
         return [answers[self._key(request)] for request in requests]
 
     @staticmethod

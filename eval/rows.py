@@ -112,7 +112,10 @@ def seal(row: dict[str, Any]) -> dict[str, Any]:
         EvaluationError: a field is missing, unknown or of the wrong type.
     """
     row = {**row, "schema": SCHEMA}
-    row["checksum"] = checksum(row)
+    try:
+        row["checksum"] = checksum(row)
+    except ValueError:
+        raise EvaluationError("this row cannot be recorded: it holds a number that is not finite") from None
     wrong = problem(row)
     if wrong:
         raise EvaluationError(f"this row cannot be recorded: {wrong}")

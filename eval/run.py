@@ -171,7 +171,8 @@ def start(settings: Settings, force: bool) -> dict[str, Any]:
     began = time.monotonic()
     if not (folder / "outcome.json").exists():
         evaluate.quiet(folder, 0)
-        data.check(benchmarks.get(settings.benchmark, settings.protocol), Path(settings.data) if settings.data else None)
+        benchmark = benchmarks.get(settings.benchmark, settings.protocol)
+        data.check(benchmark, Path(settings.data) if settings.data else None, settings.data_fingerprint)
         evaluate.clear_products(folder)
         _note_session(settings)
         if settings.processes > 1 and launch.world()[1] == 1:

@@ -49,9 +49,9 @@ def _tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, padding_side="left", clean_up_tokenization_spaces=False, **names)
 
 
-def _reserve(weights: dict[str, torch.Tensor], words: list[str]) -> None:
+def _reserve(weights: dict[str, torch.Tensor], words: list[str], answers: tuple[str, ...]) -> None:
     """Free the two coordinates and wire them to the outputs."""
-    spoken = torch.tensor([words.index(w) for w in ANSWERS])
+    spoken = torch.tensor([words.index(w) for w in answers])
     for name, value in weights.items():
         if name.endswith(("self_attn.o_proj.weight", "mlp.down_proj.weight")) and ".vision_tower." not in name:
             value[[END, SPEAK]] = 0
@@ -67,8 +67,8 @@ def _reserve(weights: dict[str, torch.Tensor], words: list[str]) -> None:
     head[words.index("</s>"), END] = 20
 
 
-def write_answering_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """Write the checkpoint in the original LLaVA layout, float32: 64 patches, 4 decoder layers."""
+def write_answering_checkpoint(folder: Path, answers: tuple[str, ...] = ANSWERS, seed: int = 0) -> Path:
+    """Write the checkpoint in the original LLaVA layout, float32: 64 patches, 4 decoder layers; it says only `answers`."""
     words = _vocabulary()
     special = dict(bos_token_id=1, eos_token_id=2, pad_token_id=3)
     settings = dict(
@@ -89,7 +89,7 @@ def write_answering_checkpoint(folder: Path, seed: int = 0) -> Path:
             # Strong attention and outputs: the answer must hang on what was read, not on the last word of the prompt.
             gain = 5.0 if "o_proj" in name or "down_proj" in name else 2.0
             weights[name] = drawn * (0.02 if name.endswith("bias") else gain / value.shape[-1] ** 0.5)
-    _reserve(weights, words)
+    _reserve(weights, words, answers)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
     config = {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], **settings, "vision_config": dict(VISION)}
@@ -98,11 +98,15 @@ def write_answering_checkpoint(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def load_answering(folder: Path) -> tuple:
+    """Tokenizer, model and image processor of a checkpoint folder, float32 on the CPU."""
+    return load_pretrained_model(str(folder), None, "answering", device_map="cpu", torch_dtype=torch.float32)[:3]
+
+
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     """Tokenizer, model, image processor of the checkpoint."""
-    folder = write_answering_checkpoint(tmp_path_factory.mktemp("checkpoint") / "answering")
-    return load_pretrained_model(str(folder), None, "answering", device_map="cpu", torch_dtype=torch.float32)[:3]
+    return load_answering(write_answering_checkpoint(tmp_path_factory.mktemp("checkpoint") / "answering"))
 
 
 def ask(loaded, index: int, question: str) -> str:
