@@ -58,8 +58,7 @@ def cls_slots(shape: VisualShape) -> list[int]:
 
 def factor_pair(count: int, rows: int, columns: int) -> tuple[int, int] | None:
     """(h, w) with h * w == count that suits a rows x columns grid best, wide rather than tall; None if none suits."""
-    pairs = [(h, count // h) for h in range(1, count + 1) if count % h == 0]
-    pairs = [(h, w) for h, w in pairs if h <= rows and w <= columns]
+    pairs = [(h, count // h) for h in range(1, min(rows, count) + 1) if count % h == 0 and count // h <= columns]
 
     def strain(pair: tuple[int, int]) -> float:
         return abs(math.log(pair[0] * columns / (pair[1] * rows)))
