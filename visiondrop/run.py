@@ -187,6 +187,9 @@ class PrefillRun(_Run):
             changes: (group, outcome, count): the selection and its [I, M, D] states, or None to keep the block's
                 first `count` rows (what the encoder stage left there).
         """
+        if len(changes) == 1 and self._aligned(changes[0][0]):
+            self._splice(*changes[0])
+            return
         flat_positions = None if self.positions is None else self.positions.reshape(-1)
         values, offset, blocks = [], len(self.lengths) * self.width, {}
         new_positions = []
@@ -207,6 +210,24 @@ class PrefillRun(_Run):
         if flat_positions is not None:
             self.positions = torch.cat([flat_positions, *new_positions])
         self._regather(pieces, self.hidden, values)
+
+    def _aligned(self, group: Group) -> bool:
+        """Whether every row is full and holds one image, all at the same place."""
+        full = all(n == self.width for n in self.lengths)
+        return full and len(self.groups) == 1 and group.covers_batch and len(set(group.starts)) == 1
+
+    def _splice(self, group: Group, outcome: tuple[Selection, Tensor] | None, count: int) -> None:
+        """`_replace` for one aligned group: no index, no copy from the host, so that it can be captured in a graph."""
+        start, stop = group.starts[0], group.starts[0] + group.count
+        selection, value = outcome or (None, self.hidden[:, start : start + count])
+        if self.positions is not None:
+            own = self.positions[:, start:stop]
+            own = own[:, :count] if selection is None else own.gather(1, selection.index)
+            self.positions = torch.cat([self.positions[:, :start], own, self.positions[:, stop:]], dim=1)
+        self.hidden = torch.cat([self.hidden[:, :start], value, self.hidden[:, stop:]], dim=1)
+        self.width -= group.count - count
+        self.lengths = [self.width] * len(self.lengths)
+        self._move_starts({id(group): count})
 
     def _pieces(self, blocks: dict[tuple[int, int], tuple[int, Tensor]]) -> list[list[Tensor]]:
         """Per row, index pieces into the flattened [B * L] states: text as it was, replaced blocks from `blocks`."""

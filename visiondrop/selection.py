@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+JOIN_CELLS = 1 << 22  # most candidate x reference similarities held at once
+
 
 @dataclass
 class Selection:
@@ -70,22 +72,17 @@ def merge(hidden: Tensor, metric: Tensor, dominant: Tensor, contextual: int) -> 
     rest = complement(dominant, hidden.shape[1])
     length = rest.shape[1]
     stride = max(1, length // contextual)
-    is_reference = torch.zeros(length, dtype=torch.bool)
-    is_reference[: contextual * stride : stride] = True
-    at_reference = is_reference.nonzero()[:, 0].to(rest.device)
-    at_candidate = (~is_reference).nonzero()[:, 0].to(rest.device)
+    at_reference = torch.arange(contextual, device=rest.device) * stride
+    at_candidate = torch.arange(length - contextual, device=rest.device)
+    # Candidate j of a full stretch stands j // (stride - 1) + 1 references further on; those behind the last, all C.
+    passed = at_candidate // (stride - 1) + 1 if stride > 1 else at_candidate + contextual
+    at_candidate = at_candidate + passed.clamp(max=contextual)
     reference, candidate = rest[:, at_reference], rest[:, at_candidate]
 
     value = torch.cat([gather_rows(hidden, dominant), gather_rows(hidden, reference)], dim=1)
     assignment = candidate.new_zeros(candidate.shape)
     if candidate.shape[1]:
-        unit = metric / metric.norm(dim=-1, keepdim=True)
-        similarity = gather_rows(unit, candidate) @ gather_rows(unit, reference).transpose(1, 2)  # [I, N, C]
-        assignment = similarity.argmax(dim=-1)
-        # A one-hot product instead of scatter-add: the same sum, deterministic on every device.
-        member = torch.nn.functional.one_hot(assignment, contextual).to(hidden.dtype)  # [I, N, C]
-        mean = member.transpose(1, 2) @ gather_rows(hidden, candidate)
-        mean = mean / member.sum(dim=1).clamp(min=1).unsqueeze(-1)
+        assignment, mean = _join(hidden, metric / metric.norm(dim=-1, keepdim=True), candidate, reference)
         value = torch.cat([value[:, :kept], value[:, kept:] + mean], dim=1)
     return Selection(
         index=torch.cat([dominant, reference], dim=1),
@@ -94,3 +91,20 @@ def merge(hidden: Tensor, metric: Tensor, dominant: Tensor, contextual: int) -> 
         merged=candidate,
         assignment=assignment,
     )
+
+
+def _join(hidden: Tensor, unit: Tensor, candidate: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Each candidate's reference, and the mean of each reference's candidates: ([I, N] long, [I, C, D])."""
+    images, contextual = reference.shape
+    targets = gather_rows(unit, reference).transpose(1, 2)
+    slots = torch.arange(contextual, device=reference.device)
+    assignments, total, count = [], 0, 0
+    # In blocks of candidates, so that no N x C table grows with the square of a long sequence.
+    for block in candidate.split(max(1, JOIN_CELLS // (images * contextual)), dim=1):
+        joined = (gather_rows(unit, block) @ targets).argmax(dim=-1)
+        # A one-hot product instead of scatter-add: the same sum, deterministic on every device.
+        member = (joined.unsqueeze(-1) == slots).to(hidden.dtype)
+        total = total + member.transpose(1, 2) @ gather_rows(hidden, block)
+        count = count + member.sum(dim=1)
+        assignments.append(joined)
+    return torch.cat(assignments, dim=1), total / count.clamp(min=1).unsqueeze(-1)
