@@ -83,12 +83,16 @@ class AnswerStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            raise EvaluationError(f"cannot write answers to {self.path}: {reason(error)}; choose another --runs") from None
+            raise EvaluationError(
+                f"cannot write answers to {self.path}: {reason(error)}; choose another --runs"
+            ) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._file)
-            raise EvaluationError(f"{self.path} is being written by another process: let it finish or stop it") from None
+            raise EvaluationError(
+                f"{self.path} is being written by another process: let it finish or stop it"
+            ) from None
         self._cut_torn_line()
         for path in sorted(self.folder.glob("answers-*.jsonl")):
             self._read(path)
@@ -130,8 +134,8 @@ class AnswerStore:
             write_fully(self._file, b"".join(_encode(*entry) for entry in new.values()))
         except OSError as error:
             raise EvaluationError(
-                f"cannot store answers in {self.path}: {reason(error)}; the {len(self)} answers stored so far are safe, "
-                "make room and start the same command again"
+                f"cannot store answers in {self.path}: {reason(error)}; the {len(self)} answers stored so far "
+                "are safe, make room and start the same command again"
             ) from None
         self._answers.update((key, answer) for key, _, answer in new.values())
         self.added += len(new)

@@ -89,7 +89,8 @@ def _protocol(name: str, title: str, protocol: str, entry: dict[str, Any]) -> Be
     _strict(entry, allowed, allowed - {"group", "upload", "server"}, where)
     keys = {f.name for f in fields(DataSource)}
     data = tuple(
-        DataSource(**{**_strict(d, keys, keys, f"{where}, data"), "columns": tuple(d["columns"])}) for d in entry["data"]
+        DataSource(**{**_strict(d, keys, keys, f"{where}, data"), "columns": tuple(d["columns"])})
+        for d in entry["data"]
     )
     if bool(entry["headline"]) == bool(entry.get("upload")):
         raise EvaluationError(f"{where}: either a headline metric or an upload file, not both or none")

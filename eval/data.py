@@ -120,13 +120,17 @@ def _check_hub(path: str) -> None:
     owner, _, name = path.rpartition("/")
     cached = (Path(_cache_folder()) / f"{owner}___{camelcase_to_snakecase(name)}").is_dir()
     if not cached and huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise EvaluationError(f"data set {path} is not in the cache and HF_HUB_OFFLINE forbids fetching it: use --data DIR")
+        raise EvaluationError(
+            f"data set {path} is not in the cache and HF_HUB_OFFLINE forbids fetching it: use --data DIR"
+        )
     try:
         huggingface_hub.HfApi().dataset_info(path, timeout=20)
     except OfflineModeIsEnabled:
         pass
     except HfHubHTTPError as error:
-        raise EvaluationError(f"the hub refuses data set {path} ({str(error).splitlines()[0]}): set HF_TOKEN or use --data DIR") from None
+        raise EvaluationError(
+            f"the hub refuses data set {path} ({str(error).splitlines()[0]}): set HF_TOKEN or use --data DIR"
+        ) from None
     except Exception as error:  # the HTTP client's own connection errors differ between hub versions
         if not cached:
             raise EvaluationError(
@@ -135,7 +139,8 @@ def _check_hub(path: str) -> None:
             ) from None
     if huggingface_hub.get_token() is None:
         raise EvaluationError(
-            "lmms-eval asks for a hub token even for public data sets: set HF_TOKEN (a read token is enough), or use --data DIR"
+            "lmms-eval asks for a hub token even for public data sets: set HF_TOKEN (a read token is enough), "
+            "or use --data DIR"
         )
 
 
@@ -149,7 +154,9 @@ def _check_source(benchmark: Benchmark, source: DataSource, data: Path | None) -
     try:
         loaded = datasets.load_dataset(source.path, source.config, cache_dir=_cache_folder())
     except Exception as error:  # pyarrow, fsspec, yaml and datasets each raise their own kinds
-        raise EvaluationError(f"{named}{where} cannot be loaded: {_first_line(error)}; check its files and README.md") from None
+        raise EvaluationError(
+            f"{named}{where} cannot be loaded: {_first_line(error)}; check its files and README.md"
+        ) from None
     finally:
         if bars:
             datasets.utils.logging.enable_progress_bar()
@@ -161,8 +168,8 @@ def _check_source(benchmark: Benchmark, source: DataSource, data: Path | None) -
     missing = [c for c in source.columns if c not in split.column_names]
     if missing:
         raise EvaluationError(
-            f"{named}{where}, split {source.split}: column {', '.join(missing)} is missing, which {benchmark.task} reads; "
-            f"it has {', '.join(split.column_names)}"
+            f"{named}{where}, split {source.split}: column {', '.join(missing)} is missing, which "
+            f"{benchmark.task} reads; it has {', '.join(split.column_names)}"
         )
     if len(split) == 0:
         raise EvaluationError(f"{named}{where}, split {source.split}: there is no row")

@@ -57,9 +57,10 @@ def _explain(error: Exception, folder: Path, rank: int) -> str:
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError as unwritable:
         if error is not unwritable:
-            return f"the run stopped: {type(error).__name__}: {error}; and {folder} cannot be written: {reason(unwritable)}"
+            why = f"{folder} cannot be written: {reason(unwritable)}"
+            return f"the run stopped: {type(error).__name__}: {error}; and {why}"
     if "out of memory" in str(error).lower():
-        return "the card's memory is full: use a smaller --batch-size or a smaller --dtype; the answers stored so far are kept"
+        return "the card's memory is full: lower --batch-size or --dtype; the answers stored so far are kept"
     if isinstance(error, OSError) and error.errno is not None:
         return f"the run stopped: {reason(error)} ({error.filename or folder}); the answers stored so far are kept"
     first = (str(error).strip().splitlines() or [""])[0]
@@ -106,7 +107,9 @@ def _evaluate(settings: Settings) -> tuple[dict[str, Any] | None, Any]:
                 model=lm,
                 tasks=[settings.task],
                 # Only this task's folder is indexed: reading all two thousand task files takes ten seconds.
-                task_manager=TaskManager(include_path=str(benchmark.folder), include_defaults=False, model_name=MODEL_ID),
+                task_manager=TaskManager(
+                    include_path=str(benchmark.folder), include_defaults=False, model_name=MODEL_ID
+                ),
                 limit=settings.limit,
                 batch_size=settings.batch_size,
                 device=str(lm.device),

@@ -38,7 +38,9 @@ def of_files(files: list[Path], root: Path) -> str:
 
 def of_folder(folder: Path) -> str:
     """Fingerprint of all files below a folder, hidden ones left out."""
-    files = [f for f in folder.rglob("*") if f.is_file() and not any(p.startswith(".") for p in f.relative_to(folder).parts)]
+    files = [
+        f for f in folder.rglob("*") if f.is_file() and not any(p.startswith(".") for p in f.relative_to(folder).parts)
+    ]
     return of_files(files, folder)
 
 
@@ -128,7 +130,9 @@ def _hub_config(model: str) -> tuple[Path, str]:
         folder = Path(snapshot_download(model, allow_patterns=["config.json"]))
     except (LocalEntryNotFoundError, OSError) as error:
         if isinstance(error, HfHubHTTPError):
-            raise EvaluationError(f"checkpoint {model!r} is not on the hub or not open to you: check the name") from None
+            raise EvaluationError(
+                f"checkpoint {model!r} is not on the hub or not open to you: check the name"
+            ) from None
         raise EvaluationError(
             f"checkpoint {model!r} is no folder here and cannot be fetched (no network, nothing in the cache): "
             "give the path of a downloaded checkpoint"
@@ -170,7 +174,9 @@ def git_state(root: Path = ROOT) -> tuple[str, bool]:
     """(commit, uncommitted changes) of the checkout; ("unknown", True) outside of one."""
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))

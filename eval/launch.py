@@ -86,6 +86,6 @@ def start(settings: Settings) -> None:
         raise EvaluationError(json.loads(failures[0].read_text(encoding="utf-8"))["sentence"])
     if code:
         raise EvaluationError(
-            f"the launcher ended with code {code} (details in {folder / 'launcher.log'}); the answers stored so far are kept: "
-            "start the same command again"
+            f"the launcher ended with code {code} (details in {folder / 'launcher.log'}); the answers stored so far "
+            "are kept: start the same command again"
         )

@@ -60,7 +60,7 @@ class LlavaVisionDrop(lmms):
         Args:
             pretrained: checkpoint folder or hub id.
             method, tokens, options: as in `visiondrop.apply`.
-            device: "cpu", "cuda", "cuda:1", or "auto" (one process, layers spread over all cards); default: cuda if any.
+            device: "cpu", "cuda", "cuda:1", or "auto" (one process, layers over all cards); default: cuda if any.
             dtype: float32, float16, bfloat16, or auto: float16 on cuda, float32 on cpu.
             batch_size: questions per generate call.
             answers: folder for the answers; None keeps them in memory only.
@@ -131,9 +131,9 @@ class LlavaVisionDrop(lmms):
             for batch in self._batches(waiting, by_key):
                 texts = self._answer([by_key[key] for key in batch])
                 if self.store is not None:
-                    self.store.add([(key, by_key[key].args[3], text) for key, text in zip(batch, texts)])
+                    self.store.add([(key, by_key[key].args[3], text) for key, text in zip(batch, texts, strict=True)])
                 bar.update(sum(answers[key] is None for key in batch))
-                answers.update(zip(batch, texts))
+                answers.update(zip(batch, texts, strict=True))
         return [answers[self._key(request)] for request in requests]
 
     @staticmethod
@@ -165,8 +165,8 @@ class LlavaVisionDrop(lmms):
             return doc_to_visual(self.task_dict[task][split][doc_id])
         except (OSError, ValueError, SyntaxError, EOFError, AttributeError, TypeError) as error:
             raise EvaluationError(
-                f"the image of document {doc_id} of task {task} ({split}) cannot be decoded ({error}): repair the data set; "
-                "the answers stored so far are kept"
+                f"the image of document {doc_id} of task {task} ({split}) cannot be decoded ({error}): "
+                "repair the data set; the answers stored so far are kept"
             ) from error
 
     def _prompt(self, text: str, images: list) -> str:
@@ -195,7 +195,7 @@ class LlavaVisionDrop(lmms):
         """Answers of one batch, which shares its generation settings."""
         images = [self._images(r) for r in requests]
         flat = [image for row in images for image in row]
-        prompts = [self._prompt(r.args[0], row) for r, row in zip(requests, images)]
+        prompts = [self._prompt(r.args[0], row) for r, row in zip(requests, images, strict=True)]
         rows = [tokenizer_image_token(p, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt") for p in prompts]
         width, pad = max(len(r) for r in rows), self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
@@ -225,7 +225,7 @@ class LlavaVisionDrop(lmms):
 
 
 def generation_settings(task: dict[str, Any]) -> dict[str, Any]:
-    """`generate` arguments from a task's settings, with the shipped class's defaults; `until` is unused there as well."""
+    """`generate` arguments from a task's settings, with the shipped class's defaults; `until` is unused there too."""
     temperature = task.get("temperature", 0)
     settings = {
         "do_sample": temperature > 0,

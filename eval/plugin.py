@@ -1,7 +1,8 @@
 """Registers our model with lmms-eval from outside its tree, under the id `llava_visiondrop`.
 
-Installed as an entry point of the group `lmms_eval.models` (pyproject.toml: `llava_visiondrop = "eval.plugin:manifest"`), so that
-`python -m lmms_eval --model llava_visiondrop --model_args pretrained=PATH,method=visiondrop,tokens=64 --tasks gqa` works too.
+The entry point in pyproject.toml (group `lmms_eval.models`) names `manifest`; lmms-eval's own command works too:
+
+    python -m lmms_eval --model llava_visiondrop --model_args pretrained=PATH,method=visiondrop,tokens=64 --tasks gqa
 """
 
 MODEL_ID = "llava_visiondrop"

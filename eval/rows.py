@@ -221,7 +221,8 @@ def main(argv: list[str] | None = None) -> int:
     for row in rows:
         score = "upload" if row["score"] is None else f"{row['score']:.2f}"
         mark = " (partial)" if row["partial"] else ""
-        print(f"{row['benchmark']:<12}{row['protocol']:<9}{row['method']:<14}{row['tokens'] or '-':>5}  {score}{mark}  {row['date']}")
+        what = f"{row['benchmark']:<12}{row['protocol']:<9}{row['method']:<14}{row['tokens'] or '-':>5}"
+        print(f"{what}  {score}{mark}  {row['date']}")
     for sentence in problems:
         print(f"error: {sentence}", file=sys.stderr)
     return 2 if problems else 0

@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,23 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("benchmark", help="a name in configs/benchmarks.yaml: " + ", ".join(benchmarks.load()))
     p.add_argument("--tokens", type=int, help="budget: mean visual tokens per LLM layer")
     p.add_argument("--method", default="visiondrop", help="pruning method, or none (default: visiondrop)")
-    p.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method; may be repeated")
+    p.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method; may be repeated"
+    )
     p.add_argument("--model", default="liuhaotian/llava-v1.5-7b", help="checkpoint folder or hub id")
-    p.add_argument("--protocol", default="offline", help="offline: local splits scored here; paper: the paper's splits and prompts")
+    p.add_argument(
+        "--protocol", default="offline", help="offline: local splits scored here; paper: the paper's splits and prompts"
+    )
     p.add_argument("--limit", type=int, help="only the first N questions; the row is marked partial")
     p.add_argument("--batch-size", type=int, default=1, help="questions per generate call")
     p.add_argument("--processes", type=int, default=1, help="data-parallel processes, one whole model each")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets; default: the hub")
-    p.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="auto: float16 on cuda, else float32")
+    p.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="auto: float16 on cuda, else float32",
+    )
     p.add_argument("--device", help="cpu, cuda, cuda:N, or auto (one model over all cards); default: cuda if any")
     p.add_argument("--attn", choices=ATTENTION, default="sdpa", help="attention implementation")
     p.add_argument("--conversation", default="vicuna_v1", help="conversation template")
@@ -117,15 +126,21 @@ def _check_folder(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise EvaluationError(f"output folder {folder} cannot be written: {reason(error)}; choose another --runs") from None
+        raise EvaluationError(
+            f"output folder {folder} cannot be written: {reason(error)}; choose another --runs"
+        ) from None
 
 
-def _show_ledger(args: argparse.Namespace, options: dict[str, Any], checkpoint: fingerprint.Checkpoint, quiet: bool) -> None:
+def _show_ledger(
+    args: argparse.Namespace, options: dict[str, Any], checkpoint: fingerprint.Checkpoint, quiet: bool
+) -> None:
     """Plan and print before anything is loaded; an unreachable budget fails here."""
     one_size = not str(checkpoint.config.get("image_aspect_ratio", "pad")).startswith("anyres")
     if checkpoint.layers is None or checkpoint.patches is None or not one_size:
         return
-    plan = visiondrop.plan(args.method, args.tokens, layers=checkpoint.layers, patches=checkpoint.patches, options=options)
+    plan = visiondrop.plan(
+        args.method, args.tokens, layers=checkpoint.layers, patches=checkpoint.patches, options=options
+    )
     if not quiet:
         print(plan.ledger(checkpoint.dims), flush=True)
 
@@ -148,12 +163,16 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         stream = open(folder / "lock", "w")
     except OSError as error:
-        raise EvaluationError(f"run folder {folder} cannot be written: {reason(error)}; choose another --runs") from None
+        raise EvaluationError(
+            f"run folder {folder} cannot be written: {reason(error)}; choose another --runs"
+        ) from None
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise EvaluationError(f"the same run is going on in another process (folder {folder}): let it finish") from None
+            raise EvaluationError(
+                f"the same run is going on in another process (folder {folder}): let it finish"
+            ) from None
         yield
 
 
@@ -196,12 +215,14 @@ def _note_session(settings: Settings) -> None:
     sessions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     commit, dirty = fingerprint.git_state()
     stored = sum(f.read_bytes().count(b"\n") for f in settings.folder.glob("answers-*.jsonl"))
-    sessions.append({"date": _now(), "commit": commit, "dirty": dirty, "processes": settings.processes, "stored": stored})
+    sessions.append(
+        {"date": _now(), "commit": commit, "dirty": dirty, "processes": settings.processes, "stored": stored}
+    )
     evaluate.write_whole(file, json.dumps(sessions, indent=1))
 
 
 def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def make_row(settings: Settings, duration: float) -> dict[str, Any]:
@@ -222,7 +243,18 @@ def make_row(settings: Settings, duration: float) -> dict[str, Any]:
         if not uploads:
             raise EvaluationError(f"{benchmark.task} wrote no {benchmark.upload} in {folder}; the answers are kept")
     commit, dirty = fingerprint.git_state()
-    copied = ("benchmark", "protocol", "task", "method", "tokens", "options", "limit", "dtype", "attention", "batch_size")
+    copied = (
+        "benchmark",
+        "protocol",
+        "task",
+        "method",
+        "tokens",
+        "options",
+        "limit",
+        "dtype",
+        "attention",
+        "batch_size",
+    )
     copied += ("processes", "seed", "conversation", "model_fingerprint")
     return rows.seal(
         {
@@ -276,7 +308,9 @@ def summary(row: dict[str, Any], folder: Path) -> str:
     if row["score"] is None:
         files = ", ".join(str(folder / f) for f in row["upload"])
         return f"{what}: n = {row['n']}{partial}; upload {files} to {row['server']}"
-    between = f", 95 % interval {row['interval'][0]:.2f} … {row['interval'][1]:.2f}" if row["interval"] else ", no interval"
+    between = (
+        f", 95 % interval {row['interval'][0]:.2f} … {row['interval'][1]:.2f}" if row["interval"] else ", no interval"
+    )
     lines = [f"{what}: {row['score']:.2f}{between}, n = {row['n']}{partial}"]
     lines += [f"  {name} {value:.4f}" for name, value in row["metrics"].items()]
     if row["missing"]:
@@ -312,7 +346,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {reason(error)}; the answers stored so far are kept", file=sys.stderr)
+        print(
+            f"error: {error.filename or 'a file'}: {reason(error)}; the answers stored so far are kept", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where this stopped", file=sys.stderr)

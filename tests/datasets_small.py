@@ -132,7 +132,7 @@ def write_mme(data: Path, pairs: int = 4, answers: list[str] | None = None) -> P
 
 
 def write_mmbench(data: Path, questions: int = 3) -> Path:
-    """MMBench, English and Chinese, dev and test: every question asked in two circular rotations; test has no answer."""
+    """MMBench, English and Chinese, dev and test: every question in two rotations; test has no answer."""
 
     def table(test: bool) -> list[dict]:
         rows = []
@@ -186,7 +186,9 @@ def write_sqa(data: Path, n: int = 4) -> Path:
             }
         )
     features = {"image": Image(), "question": TEXT, "choices": List(TEXT), "answer": Value("int8")}
-    features |= {k: TEXT for k in ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")}
+    features |= {
+        k: TEXT for k in ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
+    }
     return write_dataset(data, "ScienceQA", [("ScienceQA-IMG", "test", rows, features)])
 
 
@@ -213,10 +215,17 @@ def write_vqav2(data: Path, n: int = 4) -> Path:
         return rows
 
     answer = {"answer": TEXT, "answer_confidence": TEXT, "answer_id": Value("int64")}
-    features = {"question_type": TEXT, "multiple_choice_answer": TEXT, "answers": List(answer), "image_id": Value("int64")}
+    features = {
+        "question_type": TEXT,
+        "multiple_choice_answer": TEXT,
+        "answers": List(answer),
+        "image_id": Value("int64"),
+    }
     features |= {"answer_type": TEXT, "question_id": Value("int64"), "question": TEXT, "image": Image()}
     return write_dataset(
-        data, "VQAv2", [("default", "validation", table(False), features), ("default", "testdev", table(True), features)]
+        data,
+        "VQAv2",
+        [("default", "validation", table(False), features), ("default", "testdev", table(True), features)],
     )
 
 
@@ -243,7 +252,12 @@ def write_textvqa(data: Path, n: int = 4) -> Path:
         )
     features = {"image_id": TEXT, "question_id": Value("int32"), "question": TEXT, "question_tokens": List(TEXT)}
     features |= {"image": Image(), "image_width": Value("int32"), "image_height": Value("int32")}
-    features |= {"flickr_original_url": TEXT, "flickr_300k_url": TEXT, "answers": List(TEXT), "image_classes": List(TEXT)}
+    features |= {
+        "flickr_original_url": TEXT,
+        "flickr_300k_url": TEXT,
+        "answers": List(TEXT),
+        "image_classes": List(TEXT),
+    }
     features |= {"set_name": TEXT, "ocr_tokens": List(TEXT)}
     return write_dataset(data, "textvqa", [("default", "validation", rows, features)])
 

@@ -15,7 +15,9 @@ def entries(first: int, last: int) -> list[tuple[str, int, str]]:
 
 
 def stored(folder) -> list[int]:
-    return sorted(json.loads(line)["doc_id"] for f in folder.glob("answers-*.jsonl") for line in f.read_text().splitlines())
+    return sorted(
+        json.loads(line)["doc_id"] for f in folder.glob("answers-*.jsonl") for line in f.read_text().splitlines()
+    )
 
 
 def test_key_depends_on_document_prompt_and_settings():

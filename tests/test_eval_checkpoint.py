@@ -1,8 +1,8 @@
 """A small checkpoint that answers: random weights whose only outputs are a handful of words, then the end.
 
-Scores of a plain random model are all 0, which proves little.  Here two coordinates of the residual stream are reserved,
-nothing inside the network writes to them: one lets only the answer words win at the end of a prompt, the other brings
-the end of the text after an answer word.  Which word wins depends on image, question and pruning.
+Scores of a plain random model are all 0, which proves little.  Here two coordinates of the residual stream are
+reserved, nothing inside the network writes to them: one lets only the answer words win at the end of a prompt, the
+other brings the end of the text after an answer word.  Which word wins depends on image, question and pruning.
 """
 
 import json
@@ -24,13 +24,16 @@ from tests.datasets_small import COLOURS, picture
 
 ANSWERS = ("Yes", "No", "A", "B", "C", *COLOURS)
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
-SPEECH = """USER: ASSISTANT: A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful,
-detailed, and polite answers to the user's questions. What is the colour of thing? Is there a thing in the image? this colour has
-Which What color does the Sign say number Answer the question using a single word or phrase. Answer with the option's letter from
-the given choices directly. There are several options: Look closely. Context: The picture is drawn. Reference OCR token: STOP When
-the provided information is insufficient, respond with 'Unanswerable'. Please answer yes or no."""
+SPEECH = """USER: ASSISTANT: A chat between a curious user and an artificial intelligence assistant. The assistant gives
+helpful, detailed, and polite answers to the user's questions. What is the colour of thing? Is there a thing in the
+image? this colour has Which What color does the Sign say number Answer the question using a single word or phrase.
+Answer with the option's letter from the given choices directly. There are several options: Look closely. Context: The
+picture is drawn. Reference OCR token: STOP When the provided information is insufficient, respond with 'Unanswerable'.
+Please answer yes or no."""
 END, SPEAK = 0, 1  # the reserved coordinates
-VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=14)
+VISION = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=14
+)
 TEXT = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4)
 
 
@@ -46,7 +49,9 @@ def _tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     )
     core.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     names = dict(unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    return PreTrainedTokenizerFast(tokenizer_object=core, padding_side="left", clean_up_tokenization_spaces=False, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, padding_side="left", clean_up_tokenization_spaces=False, **names
+    )
 
 
 def _reserve(weights: dict[str, torch.Tensor], words: list[str], answers: tuple[str, ...]) -> None:
@@ -68,14 +73,23 @@ def _reserve(weights: dict[str, torch.Tensor], words: list[str], answers: tuple[
 
 
 def write_answering_checkpoint(folder: Path, answers: tuple[str, ...] = ANSWERS, seed: int = 0) -> Path:
-    """Write the checkpoint in the original LLaVA layout, float32: 64 patches, 4 decoder layers; it says only `answers`."""
+    """Write the checkpoint in the original LLaVA layout, float32: 64 patches, 4 layers; it says only `answers`."""
     words = _vocabulary()
     special = dict(bos_token_id=1, eos_token_id=2, pad_token_id=3)
     settings = dict(
-        **TEXT, **special, vocab_size=len(words), max_position_embeddings=2048, mm_hidden_size=VISION["hidden_size"],
-        mm_projector_type="mlp2x_gelu", mm_vision_select_layer=-2, mm_vision_select_feature="patch", image_aspect_ratio="pad",
-        mm_vision_tower="openai/clip-vit-large-patch14-336", tie_word_embeddings=False, torch_dtype="float32",
-    )  # fmt: skip
+        **TEXT,
+        **special,
+        vocab_size=len(words),
+        max_position_embeddings=2048,
+        mm_hidden_size=VISION["hidden_size"],
+        mm_projector_type="mlp2x_gelu",
+        mm_vision_select_layer=-2,
+        mm_vision_select_feature="patch",
+        image_aspect_ratio="pad",
+        mm_vision_tower="openai/clip-vit-large-patch14-336",
+        tie_word_embeddings=False,
+        torch_dtype="float32",
+    )
     model = LlavaLlamaForCausalLM(LlavaConfig(**settings, vision_config=dict(VISION)))
     generator = torch.Generator().manual_seed(seed)
     weights = {}
@@ -92,7 +106,12 @@ def write_answering_checkpoint(folder: Path, answers: tuple[str, ...] = ANSWERS,
     _reserve(weights, words, answers)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
-    config = {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], **settings, "vision_config": dict(VISION)}
+    config = {
+        "model_type": "llava",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        **settings,
+        "vision_config": dict(VISION),
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     _tokenizer(words).save_pretrained(folder)
     return folder

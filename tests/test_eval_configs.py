@@ -1,4 +1,4 @@
-"""Launcher configurations are read by accelerate's and DeepSpeed's own parsers, and the commands in their headers parse."""
+"""Launcher configurations are read by accelerate's and DeepSpeed's own parsers, and so are the commands above them."""
 
 import re
 import shlex
@@ -15,7 +15,11 @@ FILES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 
 def commands(file) -> list[list[str]]:
     """The `accelerate launch` lines of a header."""
-    return [shlex.split(line.strip("# ")) for line in file.read_text().splitlines() if line.startswith("#   accelerate launch")]
+    return [
+        shlex.split(line.strip("# "))
+        for line in file.read_text().splitlines()
+        if line.startswith("#   accelerate launch")
+    ]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

@@ -31,7 +31,12 @@ def call(shared, tmp_path, capfd):
     """Run the driver in a fresh place; returns (exit code, the error sentence)."""
 
     def call(*arguments, **changes):
-        named = {"model": shared / "model", "data": shared / "data", "out": tmp_path / "out.jsonl", "runs": tmp_path / "runs"}
+        named = {
+            "model": shared / "model",
+            "data": shared / "data",
+            "out": tmp_path / "out.jsonl",
+            "runs": tmp_path / "runs",
+        }
         named = {k: v for k, v in {**named, **changes}.items() if v is not None}
         options = [text for name, value in named.items() for text in (f"--{name}", str(value))]
         capfd.readouterr()
@@ -195,7 +200,16 @@ def test_disk_full_after_some_answers_loses_none_of_them(call, tmp_path, monkeyp
 
 
 def test_a_run_in_progress_is_not_started_twice(call, shared, tmp_path):
-    places = ["--model", shared / "model", "--data", shared / "data", "--out", tmp_path / "out.jsonl", "--runs", tmp_path / "runs"]
+    places = [
+        "--model",
+        shared / "model",
+        "--data",
+        shared / "data",
+        "--out",
+        tmp_path / "out.jsonl",
+        "--runs",
+        tmp_path / "runs",
+    ]
     settings = run.prepare(run.parser().parse_args(["sqa", "--tokens", "16", *map(str, places)]))
     with run.locked(settings.folder):
         assert "going on in another process" in call("sqa", "--tokens", 16)[1]
@@ -223,4 +237,6 @@ def test_changed_data_under_the_same_name_are_not_answered_from_a_cache(call, tm
 def test_good_data_pass(shared):
     from eval import benchmarks
 
-    assert eval_data.check(benchmarks.get("sqa", "offline"), shared / "data", "0") == {"lmms-lab-encoder/ScienceQA": "local"}
+    assert eval_data.check(benchmarks.get("sqa", "offline"), shared / "data", "0") == {
+        "lmms-lab-encoder/ScienceQA": "local"
+    }

@@ -13,14 +13,46 @@ from tests.test_eval_answers import fill_disk
 def make(number: int = 0, **changes):
     """A sealed row."""
     row = {
-        "run": f"{number:012x}", "folder": "f", "benchmark": "gqa", "protocol": "offline", "task": "gqa", "split": "testdev",
-        "model": "m", "model_fingerprint": "0" * 16, "data": "hub", "questions": "q", "method": "visiondrop", "tokens": 64,
-        "options": {}, "ledger": {"mean": 64.0}, "n": 10, "n_full": 12578, "limit": None, "partial": False, "score": 60.0 + number,
-        "metrics": {"exact_match": 0.6}, "interval": [50.0, 70.0], "interval_method": "b", "missing": [], "upload": [],
-        "server": None, "dtype": "float32", "attention": "sdpa", "device": "cpu", "device_name": "c", "batch_size": 1,
-        "processes": 1, "seed": 0, "conversation": "vicuna_v1", "versions": {}, "commit": "c", "dirty": False, "sessions": [],
-        "date": "2026-01-01T00:00:00Z", "duration": 1.5,
-    }  # fmt: skip
+        "run": f"{number:012x}",
+        "folder": "f",
+        "benchmark": "gqa",
+        "protocol": "offline",
+        "task": "gqa",
+        "split": "testdev",
+        "model": "m",
+        "model_fingerprint": "0" * 16,
+        "data": "hub",
+        "questions": "q",
+        "method": "visiondrop",
+        "tokens": 64,
+        "options": {},
+        "ledger": {"mean": 64.0},
+        "n": 10,
+        "n_full": 12578,
+        "limit": None,
+        "partial": False,
+        "score": 60.0 + number,
+        "metrics": {"exact_match": 0.6},
+        "interval": [50.0, 70.0],
+        "interval_method": "b",
+        "missing": [],
+        "upload": [],
+        "server": None,
+        "dtype": "float32",
+        "attention": "sdpa",
+        "device": "cpu",
+        "device_name": "c",
+        "batch_size": 1,
+        "processes": 1,
+        "seed": 0,
+        "conversation": "vicuna_v1",
+        "versions": {},
+        "commit": "c",
+        "dirty": False,
+        "sessions": [],
+        "date": "2026-01-01T00:00:00Z",
+        "duration": 1.5,
+    }
     return rows.seal({**row, **changes})
 
 
@@ -45,7 +77,12 @@ def test_rows_come_back_as_they_were(file):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"n": "10"}, "n = '10' has the wrong type"), ({"score": float("nan")}, "not finite"), ({"partial": 1}, "partial"), ({"extra": 1}, "extra")],
+    [
+        ({"n": "10"}, "n = '10' has the wrong type"),
+        ({"score": float("nan")}, "not finite"),
+        ({"partial": 1}, "partial"),
+        ({"extra": 1}, "extra"),
+    ],
 )
 def test_wrong_fields_cannot_be_recorded(changes, message):
     with pytest.raises(EvaluationError, match=message):

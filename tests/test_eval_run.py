@@ -1,4 +1,4 @@
-"""The evaluation driver end to end on small self-made data and a small checkpoint, with lmms-eval's unmodified tasks."""
+"""The evaluation driver end to end: small self-made data, a small checkpoint, lmms-eval's unmodified tasks."""
 
 import json
 import os
@@ -33,7 +33,16 @@ class Place:
 
     def options(self, *more, model=None) -> list[str]:
         return [
-            *("--model", str(model or self.model), "--data", str(self.data), "--out", str(self.out), "--runs", str(self.runs)),
+            *(
+                "--model",
+                str(model or self.model),
+                "--data",
+                str(self.data),
+                "--out",
+                str(self.out),
+                "--runs",
+                str(self.runs),
+            ),
             *(str(m) for m in more),
         ]
 
@@ -41,7 +50,9 @@ class Place:
         return run.main([benchmark, *self.options(*more, model=model)])
 
     def rows(self, benchmark) -> list[dict]:
-        return [r for r in rows.load(self.out, strict=True)[0] if r["benchmark"] == benchmark] if self.out.exists() else []
+        return (
+            [r for r in rows.load(self.out, strict=True)[0] if r["benchmark"] == benchmark] if self.out.exists() else []
+        )
 
     def samples(self, row) -> list[dict]:
         return evaluate.read_samples(self.runs / row["folder"])
@@ -91,7 +102,11 @@ def test_gqa_script_from_another_directory_gives_the_score_known_beforehand(plac
     gold = [s if i < 7 else next(w for w in ANSWERS if w.lower() != s.lower()) for i, s in enumerate(said)]
     small.write_gqa(tmp_path / "own", 12, gold)
     process = script(
-        place, "gqa", 16, *("--model", place.model, "--data", "own", "--out", "results.jsonl", "--runs", "runs"), cwd=tmp_path
+        place,
+        "gqa",
+        16,
+        *("--model", place.model, "--data", "own", "--out", "results.jsonl", "--runs", "runs"),
+        cwd=tmp_path,
     )
     shown, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -115,7 +130,8 @@ def test_mme_script_equals_a_hand_count(place):
         pairs = totals.setdefault(doc["category"], {})
         pairs.setdefault(doc["question_id"], []).append(sample["answer"] == doc["answer"])
     by_hand = {
-        category: sum(50 * sum(p) + 100 * all(p) for p in pairs.values()) / len(pairs) for category, pairs in totals.items()
+        category: sum(50 * sum(p) + 100 * all(p) for p in pairs.values()) / len(pairs)
+        for category, pairs in totals.items()
     }
     assert row["metrics"]["mme_cognition_score"] == pytest.approx(by_hand["code_reasoning"])
     assert row["metrics"]["mme_perception_score"] == pytest.approx(by_hand["existence"] + by_hand["color"])
@@ -124,7 +140,7 @@ def test_mme_script_equals_a_hand_count(place):
 
 @pytest.fixture(scope="module")
 def killed(shared, tmp_path_factory):
-    """A POPE run by script, killed with SIGKILL after some answers, then started again; and how many answers survived."""
+    """A POPE run by script, killed with SIGKILL after some answers, then started again; how many answers survived."""
     place = Place(shared.root)
     folder = tmp_path_factory.mktemp("killed")
     place.out, place.runs = folder / "rows.jsonl", folder / "runs"
@@ -152,7 +168,9 @@ def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(killed):
     assert [s["stored"] for s in row["sessions"]] == [0, survived]
     samples = place.samples(row)
     assert [s["doc_id"] for s in samples] == list(range(POPE_QUESTIONS))
-    truth = load_dataset("parquet", data_files=str(place.data / "lmms-lab-encoder/POPE/default/*.parquet"))["train"]["answer"]
+    truth = load_dataset("parquet", data_files=str(place.data / "lmms-lab-encoder/POPE/default/*.parquet"))["train"][
+        "answer"
+    ]
     by_hand = f1_by_hand([(s["answer"].lower(), t) for s, t in zip(samples, truth)])
     assert row["score"] == pytest.approx(100 * by_hand) and 0 < by_hand < 1
 
@@ -205,7 +223,10 @@ def test_finished_run_is_skipped_and_force_does_it_again(place, capsys):
 def test_row_is_a_birth_certificate(place):
     assert place.run("sqa", "--tokens", 16, "--limit", 2, "--option", "dominant_ratio=0.5", "--seed", 3) == 0
     (row,) = place.rows("sqa")
-    assert row["ledger"]["tokens_per_layer"] == visiondrop.plan("visiondrop", 16, layers=4, patches=64, dominant_ratio=0.5).tokens_per_layer()
+    assert (
+        row["ledger"]["tokens_per_layer"]
+        == visiondrop.plan("visiondrop", 16, layers=4, patches=64, dominant_ratio=0.5).tokens_per_layer()
+    )
     assert (row["method"], row["tokens"], row["options"], row["seed"]) == ("visiondrop", 16, {"dominant_ratio": 0.5}, 3)
     assert (row["limit"], row["partial"], row["n"], row["n_full"]) == (2, True, 2, 2017)
     assert (row["model"], row["dtype"], row["device"], row["attention"]) == ("words", "float32", "cpu", "sdpa")
@@ -218,7 +239,9 @@ def test_identity_separates_what_can_change_an_answer(place, monkeypatch):
         return run.prepare(run.parser().parse_args(["sqa", *place.options(*more, model=model)])).run
 
     base = identity("--tokens", 16)
-    assert base == identity("--tokens", 16, "--runs", place.runs / "x", "--out", place.runs / "y.jsonl", "--processes", 2)
+    assert base == identity(
+        "--tokens", 16, "--runs", place.runs / "x", "--out", place.runs / "y.jsonl", "--processes", 2
+    )
     others = {
         identity("--tokens", 17),
         identity("--tokens", 16, "--method", "visiondrop", "--option", "score=text"),

@@ -55,14 +55,24 @@ def test_pope_of_the_paper_is_the_mean_of_three_f1():
 
 @pytest.mark.parametrize(
     ("said", "read"),
-    [("Yes", "yes"), ("No", "no"), ("No, it is not.", "no"), ("Yes. No doubt", "yes"), ("There is not", "no"), ("nothing", "yes"), ("NO", "yes")],
+    [
+        ("Yes", "yes"),
+        ("No", "no"),
+        ("No, it is not.", "no"),
+        ("Yes. No doubt", "yes"),
+        ("There is not", "no"),
+        ("nothing", "yes"),
+        ("NO", "yes"),
+    ],
 )
 def test_llava_reads_the_first_sentence(said, read):
     assert pope_llava.read_answer(said) == read
 
 
 def test_f1_by_hand():
-    records = [{"prediction": p, "ground_truth": t} for p, t in [("yes", "yes"), ("yes", "no"), ("no", "yes"), ("yes", "yes")]]
+    records = [
+        {"prediction": p, "ground_truth": t} for p, t in [("yes", "yes"), ("yes", "no"), ("no", "yes"), ("yes", "yes")]
+    ]
     assert pope_llava.f1(records) == pytest.approx(2 / 3)  # precision 2/3, recall 2/3
     assert pope_llava.f1([{"prediction": "no", "ground_truth": "no"}]) == 0
 
@@ -86,7 +96,14 @@ def test_mmbench_equals_lmms_eval():
     samples = []
     for i in range(60):
         index = i // 2 + (i % 2) * scores.MMBENCH_TURN
-        doc = {"index": index, "question": "q", "answer": draw.choice("AB"), "hint": "nan", "source": "s", "split": "dev"}
+        doc = {
+            "index": index,
+            "question": "q",
+            "answer": draw.choice("AB"),
+            "hint": "nan",
+            "source": "s",
+            "split": "dev",
+        }
         doc |= {"category": "c", "L2-category": "l", "A": "cat", "B": "dog", "C": "nan", "D": "nan"}
         said = draw.choice(["A", "B.", "(A)", "a dog", doc["answer"], doc["answer"], "none of these"])
         samples.append(sample(i, doc, en_utils.mmbench_process_results(doc, [said])))

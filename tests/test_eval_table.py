@@ -1,4 +1,4 @@
-"""The table of benchmarks: strict keys, tasks that exist as described, a script for every entry, prompts of our twins."""
+"""The table of benchmarks: strict keys, tasks that exist as described, a script for each, prompts of our twins."""
 
 import re
 from pathlib import Path
@@ -103,7 +103,10 @@ def test_our_twins_differ_from_the_shipped_tasks_only_where_they_say():
         assert ours["doc_to_visual"].__code__ == theirs["doc_to_visual"].__code__
         if twin != "vqav2_testdev":  # ours normalises the answers of the upload file
             assert ours["process_results"].__code__ == theirs["process_results"].__code__
-    assert default(config(own, "textvqa_val_ocr"))["ocr"] and not default(config(shipped / "textvqa", "textvqa_val"))["ocr"]
+    assert (
+        default(config(own, "textvqa_val_ocr"))["ocr"]
+        and not default(config(shipped / "textvqa", "textvqa_val"))["ocr"]
+    )
 
 
 def test_mmbench_question_of_llava():

@@ -1,1 +1,1 @@
-"""lmms-eval tasks of ours: twins of shipped ones for another split or prompt, and the functions their yaml files name."""
+"""lmms-eval tasks of ours: twins of shipped ones for another split or prompt, and functions their files name."""
