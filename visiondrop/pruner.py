@@ -88,7 +88,7 @@ class Pruner:
         Args:
             hidden: [I * U, R, D] output of the feature layer, for all units of I images of one shape, image after image.
             probe: queries and keys of that layer.
-            images: ordinals of these images in the batch, ascending; total: images in the batch.
+            images: ordinals of these images in the batch, ascending; total: images of the batch, as far as known.
             grids: per image (W, H) tiles, for anyres images.
 
         Returns:
@@ -112,6 +112,7 @@ class Pruner:
             return value, None
         if not self.report.stages or images[0] == 0:
             self.report.stages = [StageReport.empty("encoder", total)]
+        self.report.stages[0].grow(total)
         return value, self.report.stages[0].record(
             images, ids, join_units(selection, units, rows), value, sequence.flatten(1)
         )

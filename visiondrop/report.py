@@ -3,7 +3,7 @@
 With several crops or frames a patch id is unit x patches + patch, and unit c's [CLS] is -1 - c (see `arrange`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -39,6 +39,13 @@ class StageReport:
     def empty(cls, layer: int | str, images: int) -> "StageReport":
         """A report with a place for each of `images`."""
         return cls(layer, *([None] * images for _ in range(8)))
+
+    def grow(self, images: int) -> None:
+        """Make a place for each of `images`, where there are fewer."""
+        missing = images - len(self.sequence)
+        for entry in fields(self):
+            if entry.name != "layer":
+                getattr(self, entry.name).extend([None] * missing)
 
     def kept(self, image: int = 0) -> Tensor:
         """[K + C] ids of all tokens that go on, in sequence order."""

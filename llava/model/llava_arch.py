@@ -16,7 +16,7 @@ from visiondrop.layout import Image, Layout
 from visiondrop.plan import VisualShape
 
 from .anyres import describe_crops, is_anyres
-from .multimodal_encoder.builder import build_vision_tower
+from .multimodal_encoder.builder import build_video_towers, build_vision_tower
 from .multimodal_projector.builder import build_vision_projector
 
 FILLER_ID = 0  # stands for visual tokens in the ids `generate` keeps; their embeddings are given, it is never looked up
@@ -44,33 +44,66 @@ class LlavaMetaModel:
 
     def build_vision(self, config) -> None:
         """Create the vision modules `config` describes."""
-        self.vision_tower = build_vision_tower(config)
+        if config.mm_video_tower:
+            self.image_tower, self.video_tower = build_video_towers(config)
+        else:
+            self.vision_tower = build_vision_tower(config)
         self.mm_projector = build_vision_projector(config)
         if "unpad" in (config.mm_patch_merge_type or ""):
             self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
 
     def get_vision_tower(self) -> nn.Module:
-        """The vision tower."""
-        return self.vision_tower
+        """The vision tower; of Video-LLaVA's two, the one for images."""
+        return self.image_tower if hasattr(self, "image_tower") else self.vision_tower
+
+    def get_video_tower(self) -> nn.Module | None:
+        """The tower for videos, or None."""
+        return getattr(self, "video_tower", None)
 
 
 class LlavaMetaForCausalLM:
     """Mixin for the causal model: encoding images and laying out prompts."""
 
     def get_vision_tower(self) -> nn.Module:
-        """The vision tower."""
-        return self.model.vision_tower
+        """The vision tower; of Video-LLaVA's two, the one for images."""
+        return self.model.get_vision_tower()
+
+    def get_video_tower(self) -> nn.Module | None:
+        """The tower for videos, or None."""
+        return self.model.get_video_tower()
+
+    def vision_towers(self) -> list[nn.Module]:
+        """All towers."""
+        return [t for t in (self.get_vision_tower(), self.get_video_tower()) if t is not None]
 
     def visual_shape(self) -> VisualShape:
-        """The shape of an ordinary image of this model; for LLaVA-NeXT, a square one of two by two tiles."""
+        """The shape of what this model is made for: an image; for LLaVA-NeXT a square one of two by two tiles; a video."""
+        return self.image_shape() if self.get_video_tower() is None else self.video_shape()
+
+    def video_shape(self) -> VisualShape:
+        """The shape of a video: all frames, each with its [CLS]."""
+        tower = self.get_video_tower()
+        return VisualShape(
+            layers=self.config.num_hidden_layers,
+            patches=tower.num_patches,
+            units=tower.frames,
+            nominal_units=tower.frames,
+            length=tower.frames * (tower.num_patches + 1),
+            kind="video",
+            source="video",
+        )
+
+    def image_shape(self) -> VisualShape:
+        """The shape of an ordinary image.  In a model for videos the budget is a video's, and an image has one frame's."""
         if is_anyres(self.config):
             side = 2 * self.config.vision_config.image_size
             return describe_crops(self.config, 5, (side, side)).shape
-        tower = self.get_vision_tower()
+        tower, video = self.get_vision_tower(), self.get_video_tower()
         extra = int(self.config.mm_vision_select_feature == "cls_patch")
         return VisualShape(
             layers=self.config.num_hidden_layers,
             patches=tower.num_patches,
+            nominal_units=1 if video is None else video.frames,
             length=tower.num_patches + extra if extra else 0,
         )
 
@@ -79,11 +112,14 @@ class LlavaMetaForCausalLM:
 
         Args:
             images: [N, 3, H, W] or N tensors [3, H, W]; LLaVA-NeXT: [N, crops, 3, H, W] or N tensors [crops, 3, H, W]
-                (or [3, H, W], an image without tiles).  An item may be None, an image that lies in the cache.
+                (or [3, H, W], an image without tiles); Video-LLaVA: a list of images [3, H, W] and videos
+                [3, frames, H, W].  An item may be None, an image that lies in the cache.
             image_sizes: N pairs (width, height) of the original images.
         """
+        if self.get_video_tower() is not None:
+            return [self._frames(image) for image in images]
         if not is_anyres(self.config):
-            shape = self.visual_shape()
+            shape = self.image_shape()
             given = [p for p in images if p is not None]
             pixels = iter(stack_images(images if len(given) == len(images) else given)) if given else iter(())
             return [Picture(shape, None if p is None else next(pixels)[None]) for p in images]
@@ -91,6 +127,31 @@ class LlavaMetaForCausalLM:
         if len(sizes) != len(images):
             raise VisionDropError(f"{len(sizes)} image_sizes for {len(images)} images: give one (width, height) per image")
         return [self._crops(image, size) for image, size in zip(images, sizes)]
+
+    def _frames(self, pixels: Tensor) -> Picture:
+        """One image or video of a Video-LLaVA prompt."""
+        frames = self.get_video_tower().frames
+        if pixels.ndim == 3 and len(pixels) == 3:
+            return Picture(self.image_shape(), pixels[None])
+        if pixels.ndim == 4 and pixels.shape[:2] == (3, frames):
+            return Picture(self.video_shape(), pixels.transpose(0, 1))
+        raise VisionDropError(
+            f"an input of shape {tuple(pixels.shape)}: Video-LLaVA takes images [3, H, W] and videos [3, {frames}, H, W] "
+            "(llava.video.load_video)"
+        )
+
+    def _earlier_pictures(self, input_ids: Tensor, image_sizes) -> list[Picture]:
+        """The images of earlier turns, which lie in the cache: what they are follows from the prompt alone."""
+        holes = int((input_ids == IMAGE_TOKEN_INDEX).sum())
+        if self.get_video_tower() is None:
+            return self.pictures([None] * holes, image_sizes)
+        frames, out = self.get_video_tower().frames, []
+        for row in input_ids:
+            visual, counts = (row == IMAGE_TOKEN_INDEX).unique_consecutive(return_counts=True)
+            for count in counts[visual].tolist():
+                videos, images = divmod(count, frames)
+                out += [Picture(self.video_shape())] * videos + [Picture(self.image_shape())] * images
+        return out
 
     def _crops(self, image: Tensor | None, size: tuple[int, int] | None) -> Picture:
         """One LLaVA-NeXT image."""
@@ -116,7 +177,7 @@ class LlavaMetaForCausalLM:
         if any(p.pixels is None for p in pictures):
             raise VisionDropError("an image of this prompt is not in the cache: give the images of all its placeholders")
         for shape, ordinals in by_shape(pictures):
-            tower = self.get_vision_tower()
+            tower = self.get_video_tower() if shape.kind == "video" else self.get_vision_tower()
             pixels = torch.cat([pictures[i].pixels for i in ordinals])
             if tower.pruner is not None and tower.pruner.plan_for(shape).encoder is not None:
                 grids = grids_of([pictures[i] for i in ordinals])
@@ -178,15 +239,18 @@ class LlavaMetaForCausalLM:
         Raises:
             VisionDropError: images and placeholders do not match in number.
         """
+        if images is None and past:
+            pictures = self._earlier_pictures(input_ids, image_sizes)
+        else:
+            pictures = [] if images is None else self.pictures(images, image_sizes)
         holes = int((input_ids == IMAGE_TOKEN_INDEX).sum())
-        given = 0 if images is None else len(images)
-        if holes != given:
+        if holes != sum(map(_placeholders, pictures)):
+            each = "" if self.get_video_tower() is None else f", and {self.get_video_tower().frames} per video"
             raise VisionDropError(
-                f"{given} images for {holes} <image> placeholders (id {IMAGE_TOKEN_INDEX}): give exactly one image per "
-                "placeholder, in the order of the rows"
+                f"{len(pictures)} images for {holes} <image> placeholders (id {IMAGE_TOKEN_INDEX}): give exactly one image "
+                f"per placeholder{each}, in the order of the rows"
             )
-        pictures = [] if images is None else self.pictures(images, image_sizes)
-        blocks = [Image(p.shape, room=self._room(p.shape)).block for p in pictures]
+        blocks = [(_placeholders(p), Image(p.shape, room=self._room(p.shape)).block) for p in pictures]
         rows = _expand_rows(input_ids, attention_mask, labels, blocks, strip=past == 0)
         ids, mask, ordinals, new_labels = _pad_left(rows, input_ids.device)
         needed = bool((ordinals[:, past:] >= 0).any())
@@ -215,11 +279,19 @@ def stack_images(images: Tensor | list[Tensor]) -> Tensor:
     return images
 
 
+def _placeholders(picture: Picture) -> int:
+    """How often -200 stands for it in a prompt: once, or once per frame of a video."""
+    return picture.shape.units if picture.shape.kind == "video" else 1
+
+
 def _expand_rows(
-    input_ids: Tensor, mask: Tensor | None, labels: Tensor | None, blocks: list[int], strip: bool
+    input_ids: Tensor, mask: Tensor | None, labels: Tensor | None, blocks: list[tuple[int, int]], strip: bool
 ) -> list[tuple]:
-    """Per row (ids, mask, ordinals, labels) with the n-th placeholder replaced by `blocks[n]` positions."""
-    rows, ordinal = [], 0
+    """Per row (ids, mask, ordinals, labels) with placeholders replaced.
+
+    blocks: per image (placeholders, which stand side by side; positions that they become together).
+    """
+    rows, ordinal, left = [], -1, 0
     for b, line in enumerate(input_ids.tolist()):
         valid = [True] * len(line) if mask is None else mask[b].bool().tolist()
         marks = [-100] * len(line) if labels is None else labels[b].tolist()
@@ -227,15 +299,27 @@ def _expand_rows(
         for token, ok, mark in zip(line, valid, marks):
             if not ok and strip:
                 continue
-            visual = token == IMAGE_TOKEN_INDEX
-            count = blocks[ordinal] if visual else 1
+            visual, count = token == IMAGE_TOKEN_INDEX, 1
+            if visual and left == 0:
+                ordinal += 1
+                left, count = blocks[ordinal]
+            elif visual:
+                count = 0
+            elif left:
+                raise VisionDropError(_torn(blocks[ordinal][0], left))
+            left -= int(visual)
             ids += [FILLER_ID if visual else token] * count
             keep += [ok] * count
             places += [ordinal if visual else -1] * count
             targets += [-100 if visual else mark] * count
-            ordinal += int(visual)
+        if left:
+            raise VisionDropError(_torn(blocks[ordinal][0], left))
         rows.append((ids, keep, places, targets))
     return rows
+
+
+def _torn(frames: int, left: int) -> str:
+    return f"a video needs {frames} <image> placeholders side by side, and {left} are missing behind {frames - left} of them"
 
 
 def _pad_left(rows: list[tuple], device: torch.device) -> tuple[Tensor, ...]:

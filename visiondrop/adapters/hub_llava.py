@@ -31,7 +31,13 @@ ANY_4D = torch.zeros(1, 1, 1, 1)  # makes the stack skip its own mask; every lay
 
 
 class HubLlavaAdapter:
-    """Attaches a pruner to one `LlavaForConditionalGeneration`."""
+    """Attaches a pruner to one `LlavaForConditionalGeneration`.
+
+    Attributes:
+        inputs: names under which pixels are given to the model.
+    """
+
+    inputs: tuple[str, ...] = ("pixel_values",)
 
     def __init__(self, model: nn.Module):
         self.model, self.inner = model, model.model
@@ -40,7 +46,7 @@ class HubLlavaAdapter:
         self.tower = getattr(tower, "vision_model", tower)
         self.pruner = self.run = None
         self.ids: Tensor | None = None
-        self.pixels: Tensor | None = None
+        self.pixels: list[Tensor] = []
         self.images: list[Image] = []
 
     @property
@@ -102,7 +108,7 @@ class HubLlavaAdapter:
         def get_image_features(*args, **kwargs):
             arguments = signature.bind(*args, **kwargs).arguments
             pictures = self.pictures(arguments)
-            self.pixels = arguments["pixel_values"]
+            self.pixels = self._given(arguments)
             if any(self.pruner.plan_for(p.shape).encoder for p in pictures):
                 output, origins = self._encode(pictures, self.tower, arguments.get("vision_feature_layer"))
             else:
@@ -152,7 +158,7 @@ class HubLlavaAdapter:
             )
 
     def _refuse_labels(self, module, args, kwargs) -> None:
-        pruned = isinstance(kwargs.get("past_key_values"), PrunedCache) or kwargs.get("pixel_values") is not None
+        pruned = isinstance(kwargs.get("past_key_values"), PrunedCache) or self._given(kwargs)
         if kwargs.get("labels") is not None and self.pruner.plan.active and pruned:
             raise UnsupportedError(
                 "labels cannot be matched to a pruned sequence, whose logits are those of the surviving positions; "
@@ -161,8 +167,8 @@ class HubLlavaAdapter:
 
     def _note_inputs(self, module, args, kwargs) -> None:
         """The ids of this pass, where it brings images."""
-        features = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        brings_images = kwargs.get("pixel_values") is not None or features is not None
+        features = (kwargs.get("mm_encoder_outputs") or {}).values()
+        brings_images = bool(self._given(kwargs)) or any(f is not None for f in features)
         ids = kwargs.get("input_ids", args[0] if args else None)
         if brings_images and ids is None and self.pruner.plan.active:
             raise VisionDropError("images with inputs_embeds: pruning finds images by their placeholders; give input_ids")
@@ -171,10 +177,18 @@ class HubLlavaAdapter:
     def _layout(self, mask: Tensor | None, before: list[int] | int) -> Layout | None:
         if self.ids is None:
             return None
-        visual = self.ids == self.model.config.image_token_id
-        layout = Layout.build(number_images(visual, self.images), mask, self.images)
+        ordinals, images = self._number(self.ids)
+        layout = Layout.build(ordinals, mask, images)
         self.pruner.place_prompt_ends(layout, self.ids, self.pixels, before)
         return layout
+
+    def _number(self, ids: Tensor) -> tuple[Tensor, list[Image]]:
+        """([B, T] which image a position belongs to, -1 for text; the images)."""
+        return number_images(ids == self.model.config.image_token_id, self.images), self.images
+
+    def _given(self, kwargs: dict) -> list[Tensor]:
+        """The images among these arguments, one by one."""
+        return [image for name in self.inputs if kwargs.get(name) is not None for image in kwargs[name]]
 
     def _start(self, module, args, kwargs):
         """Before the stack: make the run, and keep the stack from building masks of unpruned size."""
@@ -224,7 +238,7 @@ class HubLlavaAdapter:
             return nullcontext()
         mask = kwargs.get("attention_mask")
         rows = [row.tolist() if mask is None else row[m.bool()].tolist() for row, m in zip(ids, ids if mask is None else mask)]
-        return self.pruner.frozen_prompt(self.pruner.prompt_ends(rows, kwargs.get("pixel_values")))
+        return self.pruner.frozen_prompt(self.pruner.prompt_ends(rows, self._given(kwargs)))
 
 
 def _features(tower: nn.Module, pixels: Tensor, select_layer: int) -> tuple[Tensor, Probe]:

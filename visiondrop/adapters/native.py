@@ -1,6 +1,7 @@
 """Our own `llava/` classes: their modeling files call the stages themselves, so there is nothing to hook."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -38,14 +39,22 @@ class NativeAdapter:
     def dims(self) -> ModelDims:
         """The model's widths."""
         name = self.model.config.name_or_path or type(self.model).__name__
-        return model_dims(name, self.model.config, self.model.get_vision_tower().config)
+        tower = self.model.vision_towers()[-1].config
+        return replace(
+            model_dims(name, self.model.config, tower), temporal=bool(getattr(tower, "add_time_attn", False))
+        )
 
     def attach(self, pruner) -> Callable[[], None]:
-        """Hand the pruner to the stack and the tower; returns the undo."""
-        stack, tower = self.model.model, self.model.get_vision_tower()
-        stack.pruner = tower.pruner = pruner
+        """Hand the pruner to the stack and the towers; returns the undo."""
+        places = [self.model.model, *self.model.vision_towers()]
+
+        def put(value) -> None:
+            for place in places:
+                place.pruner = value
+
+        put(pruner)
 
         def undo() -> None:
-            stack.pruner = tower.pruner = None
+            put(None)
 
         return undo

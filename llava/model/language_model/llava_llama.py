@@ -20,12 +20,16 @@ class LlavaConfig(LlamaConfig):
 
     Attributes:
         vision_config: the tower's `CLIPVisionConfig` (or its dict), filled in by the loader.
+        mm_image_tower, mm_video_tower: Video-LLaVA's two towers, in place of `mm_vision_tower`; `vision_config` then is
+            that of the former and `video_config` (with `num_frames`, `add_time_attn`) that of the latter.
     """
 
     model_type = "llava_llama"
-    sub_configs = {"vision_config": CLIPVisionConfig}
+    sub_configs = {"vision_config": CLIPVisionConfig, "video_config": CLIPVisionConfig}
 
     mm_vision_tower: str | None = None
+    mm_image_tower: str | None = None
+    mm_video_tower: str | None = None
     mm_hidden_size: int = 1024
     mm_projector_type: str = "mlp2x_gelu"
     mm_vision_select_layer: int = -2
@@ -36,10 +40,13 @@ class LlavaConfig(LlamaConfig):
     tokenizer_model_max_length: int | None = None
     unfreeze_mm_vision_tower: bool = False
     vision_config: dict | PreTrainedConfig | None = None
+    video_config: dict | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs):
         if isinstance(self.vision_config, dict):
             self.vision_config = CLIPVisionConfig(**self.vision_config)
+        if isinstance(self.video_config, dict):
+            self.video_config = CLIPVisionConfig(**self.video_config)
         super().__post_init__(**kwargs)
 
 
@@ -102,7 +109,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         Args:
             input_ids: [B, T0] with -200 where an image stands.
             images: [N, 3, H, W] or N tensors [3, H, W], one per placeholder, row-major; LLaVA-NeXT: [N, crops, 3, H, W]
-                or N tensors [crops, 3, H, W].
+                or N tensors [crops, 3, H, W]; Video-LLaVA: a list of images [3, H, W] and videos [3, frames, H, W].
             image_sizes: (width, height) of the original images; needed by LLaVA-NeXT only.
             labels: as in `LlamaForCausalLM`, only while nothing is pruned.
             layout: made by `generate`; leave it out.
@@ -170,11 +177,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         self._refuse_chunks(kwargs)
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
-        cached = [None] * int((input_ids == IMAGE_TOKEN_INDEX).sum()) if past else None
         mask = kwargs.pop("attention_mask", None)
-        prompt = self.expand_prompt(
-            input_ids, mask, cached if images is None else images, past=past, image_sizes=image_sizes
-        )
+        prompt = self.expand_prompt(input_ids, mask, images, past=past, image_sizes=image_sizes)
         with self._freeze(prompt, images):
             output = super().generate(
                 inputs=prompt.ids,

@@ -1,10 +1,11 @@
-"""Builds the vision tower a configuration names."""
+"""Builds the vision towers a configuration names."""
 
 from torch import nn
 
 from visiondrop.errors import VisionDropError
 
 from .clip_encoder import CLIPVisionTower
+from .languagebind_encoder import LanguageBindImageTower, LanguageBindVideoTower
 
 
 def build_vision_tower(config) -> nn.Module:
@@ -16,3 +17,8 @@ def build_vision_tower(config) -> nn.Module:
             "through visiondrop.apply on transformers' classes"
         )
     return CLIPVisionTower(config)
+
+
+def build_video_towers(config) -> tuple[nn.Module, nn.Module]:
+    """(image tower, video tower) of a Video-LLaVA configuration, with weights still to be loaded."""
+    return LanguageBindImageTower(config), LanguageBindVideoTower(config)

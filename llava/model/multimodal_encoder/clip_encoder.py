@@ -17,14 +17,20 @@ class CLIPVisionTower(nn.Module):
         pruner: the method applied to the model, or None.
     """
 
+    part = "vision_tower"  # name of the module below this one, as in the checkpoints
+
     def __init__(self, config):
         super().__init__()
         self.select_layer = config.mm_vision_select_layer
         self.select_feature = config.mm_vision_select_feature
-        self.vision_tower = CLIPVisionBackbone(config.vision_config)
+        setattr(self, self.part, self.build(config))
         self.image_processor = None
         self.is_loaded = True
         self.pruner = None
+
+    def build(self, config) -> nn.Module:
+        """The module with the weights."""
+        return CLIPVisionBackbone(config.vision_config)
 
     @property
     def clip(self) -> nn.Module:
