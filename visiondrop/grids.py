@@ -5,6 +5,7 @@ Used by the controls that know about places (`uniform`, `pool`).
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -60,11 +61,12 @@ def factor_pair(count: int, rows: int, columns: int) -> tuple[int, int] | None:
     """(h, w) with h * w == count that suits a rows x columns grid best, wide rather than tall; None if none suits."""
     pairs = [(h, count // h) for h in range(1, min(rows, count) + 1) if count % h == 0 and count // h <= columns]
 
-    def strain(pair: tuple[int, int]) -> float:
-        return abs(math.log(pair[0] * columns / (pair[1] * rows)))
+    def strain(pair: tuple[int, int]) -> Fraction:
+        ratio = Fraction(pair[0] * columns, pair[1] * rows)
+        return max(ratio, 1 / ratio)
 
     best = min(pairs, key=strain, default=None)  # of equals the first: fewer rows
-    return best if best is not None and strain(best) <= math.log(ELONGATION) + 1e-9 else None
+    return best if best is not None and strain(best) <= ELONGATION else None
 
 
 def centres(size: int, cells: int) -> list[int]:
