@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .plan import VisualShape
+from .schedule import nearest
 
 ELONGATION = 2  # a cell may be this much longer than a patch's shape: 128 = 8 x 16 on a square, but not 4 x 32
 
@@ -55,6 +56,12 @@ def cls_slots(shape: VisualShape) -> list[int]:
     if shape.canvas is not None:
         return []
     return [grid.first - 1 for grid in grids(shape) or [] if grid.first % (shape.tokens // shape.units)]
+
+
+def kept_of(tokens: int, shape: VisualShape) -> int:
+    """Tokens a control keeps: the budget by units; where the picture is unpadded, the same share of its own tokens."""
+    share = shape.tokens / shape.nominal if shape.canvas or grids(shape) is None else shape.scale
+    return nearest(tokens * share)
 
 
 def factor_pair(count: int, rows: int, columns: int) -> tuple[int, int] | None:

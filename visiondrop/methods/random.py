@@ -7,11 +7,10 @@ import zlib
 
 import torch
 
-from ..grids import cls_slots
+from ..grids import cls_slots, kept_of
 from ..options import amounts, integer
 from ..plan import Plan, Stage, VisualShape
 from ..registry import register
-from ..schedule import nearest
 from ..selection import Selection
 
 
@@ -28,7 +27,7 @@ def plan(tokens: int | None, shape: VisualShape, *, seed: int | str = 0) -> Plan
     amounts(tokens)
     number = integer("seed", seed, 0, 2**31 - 1)
     without = cls_slots(shape)
-    keep = nearest(tokens * shape.tokens / shape.nominal)
+    keep = kept_of(tokens, shape)
     if not 1 <= keep <= shape.tokens - len(without):
         return None
     stage = Stage(0, keep, selector(number, without), dominant=keep)

@@ -2,11 +2,10 @@
 
 import torch
 
-from ..grids import grids, spread
+from ..grids import grids, kept_of, spread
 from ..options import amounts
 from ..plan import Plan, Stage, VisualShape
 from ..registry import register
-from ..schedule import nearest
 from ..selection import Selection
 
 
@@ -21,7 +20,7 @@ def plan(tokens: int | None, shape: VisualShape) -> Plan | None:
         The plan, or None where the budget cannot be met.
     """
     amounts(tokens)
-    keep = nearest(tokens * shape.tokens / shape.nominal)
+    keep = kept_of(tokens, shape)
     places = sub_grid(shape, keep)
     if places is None:
         return None
