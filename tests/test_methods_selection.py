@@ -128,7 +128,7 @@ def test_sparsevlm_lets_all_the_text_rate_where_none_stands_out():
     wanted = torch.tensor([[False, True, True, True]])
     view = SimpleNamespace(hidden=torch.randn(1, 10, 8), suffix_hidden=lambda: (text, wanted), memory={})
     sparsevlm.find_raters(view)
-    assert view.memory["raters"].tolist() == [True, True, True]
+    assert view.memory["raters"].tolist() == [[1, 1, 1, 0, 0]]
 
 
 def test_sparsevlm_noise_follows_the_image_and_the_seed(model):

@@ -22,6 +22,13 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     return value
 
 
+def score_rule(score: Any, score_mask: Any, allowed_masks: Sequence[str]) -> None:
+    """Check a decoder stage's `score` ("visual" or "text") and `score_mask`, which only visual scores have."""
+    choice("score", score, ("visual", "text")), choice("score_mask", score_mask, allowed_masks)
+    if score == "text" and score_mask != "causal":
+        raise VisionDropError(f"score_mask={score_mask!r} with score='text': a mask among visual queries needs score='visual'")
+
+
 def integers(name: str, value: Any) -> tuple[int, ...]:
     """A tuple of whole numbers from a sequence or from text such as "8,16,24"."""
     try:

@@ -46,7 +46,7 @@ def plan(tokens: int | None, shape: VisualShape, *, grid: str | tuple[int, int] 
             return None
     parts = [(block, _cells(block, base, cells)) for block in blocks]
     keep = sum(h * w for _, (h, w) in parts)
-    return Plan("pool", shape, stages=(Stage(0, keep, selector(parts), contextual=keep),))
+    return Plan("pool", shape, stages=(Stage(0, keep, selector(parts, shape.tokens), contextual=keep),))
 
 
 def _cells(grid: Grid, base: Grid, cells: Sequence[int]) -> tuple[int, int]:
@@ -55,27 +55,26 @@ def _cells(grid: Grid, base: Grid, cells: Sequence[int]) -> tuple[int, int]:
     return min(grid.rows, max(1, nearest(down))), min(grid.columns, max(1, nearest(across)))
 
 
-def selector(parts: Sequence[tuple[Grid, tuple[int, int]]]):
-    """Means over the cells of every grid in raster order; a cell's representative is its middle patch, no token is kept."""
-    middles = []
+def selector(parts: Sequence[tuple[Grid, tuple[int, int]]], total: int):
+    """Means over the cells of every grid in raster order; no token is kept, a cell's representative is its middle patch.
+
+    Args:
+        parts: grids and their (rows, columns) of cells; total: tokens of the unpruned sequence.
+    """
+    cell, middles = torch.full((total,), -1), []
     for grid, (height, width) in parts:
+        rows = torch.arange(grid.rows)[:, None] * height // grid.rows
+        cell[grid.slots()] = sum(map(len, middles)) + rows * width + torch.arange(grid.columns) * width // grid.columns
         rows, columns = torch.tensor(centres(grid.rows, height)), torch.tensor(centres(grid.columns, width))
         middles.append(grid.slots()[rows[:, None], columns].flatten())
+    index = torch.cat(middles)
+    others = torch.ones(total, dtype=torch.bool).scatter_(0, index, 0).nonzero()[:, 0]
 
     def select(view) -> Selection:
         hidden = view.hidden
-        index = torch.cat(middles).to(hidden.device)
         value = torch.cat([pooled(hidden, grid, cells) for grid, cells in parts], dim=1)
-        cell = torch.full((view.count,), -1)
-        first = 0
-        for grid, (height, width) in parts:
-            rows = torch.arange(grid.rows)[:, None] * height // grid.rows
-            cell[grid.slots()] = first + rows * width + torch.arange(grid.columns) * width // grid.columns
-            first += height * width
-        cell[torch.cat(middles)] = -2  # representatives are not merged away
-        merged = (cell > -2).nonzero()[:, 0]
-        same = [x.to(hidden.device).expand(len(hidden), -1) for x in (index, merged, cell[merged])]
-        return Selection(index=same[0], value=value, dominant=0, merged=same[1], assignment=same[2])
+        slots, merged, fate = (x.to(hidden.device).expand(len(hidden), -1) for x in (index, others, cell[others]))
+        return Selection(index=slots, value=value, dominant=0, merged=merged, assignment=fate)
 
     return select
 

@@ -8,7 +8,7 @@ Budgets as the author answered (PyramidDrop#29): layers [2, 8, 16] of 32, ratios
 """
 
 from ..errors import VisionDropError
-from ..options import amounts, choice, integers, preset_of, shares
+from ..options import amounts, integers, preset_of, score_rule, shares
 from ..plan import Plan, Stage, VisualShape
 from ..registry import register
 from ..schedule import check_layers, decay, scale_layers, segment_lengths
@@ -48,7 +48,7 @@ def plan(
     amounts(tokens, preset=preset, ratio=ratio)
     if preset is not None:
         amounts(None, preset=preset, layers=layers)
-    choice("score", score, ("text", "visual")), choice("score_mask", score_mask, SCORE_MASKS)
+    score_rule(score, score_mask, SCORE_MASKS)
     reference, factor = (LAYERS, ratio) if preset is None else preset_of(preset, PRESETS)
     at = scale_layers(reference, shape.layers) if layers is None else check_layers(integers("layers", layers), shape.layers)
     if factor is None:

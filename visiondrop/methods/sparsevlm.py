@@ -151,20 +151,28 @@ def _noise_source(noise: Sequence[Tensor] | None, seed: int, stage: int):
 
 
 def find_raters(view) -> None:
-    """Store in `view.memory` which text tokens behind the image rate it, in text order over all images (1-D bool)."""
+    """Store in `view.memory` which text tokens behind the image rate it: [I, S + 1] float32 0/1 by place in the text."""
     text, wanted = view.suffix_hidden()  # [I, S, D], [I, S]
     logits = view.hidden.float() @ text.float().transpose(1, 2)  # [I, n, S]
     fit = logits.masked_fill(~wanted[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)  # [I, S]
     raters = wanted & (fit > fit.sum(dim=1, keepdim=True) / wanted.sum(dim=1, keepdim=True))
     raters = raters | (wanted & ~raters.any(dim=1, keepdim=True))
-    view.memory["raters"] = raters[wanted]
+    places = _places(wanted)
+    view.memory["raters"] = fit.new_zeros(len(fit), fit.shape[1] + 1).scatter_(1, places, raters.to(fit.dtype))
+
+
+def _places(wanted: Tensor) -> Tensor:
+    """[I, S] bool -> [I, S] long, every text token's place in the text; S (the last column) where there is none.
+
+    Places, not coordinates: another image in the text shrinks from stage to stage.
+    """
+    return torch.where(wanted, wanted.cumsum(dim=1) - 1, -1) % (wanted.shape[1] + 1)
 
 
 def rate(view) -> Tensor:
     """[I, n] float32: the raters' attention to every visual token, mean over raters and heads."""
     rows, wanted = view.from_suffix()  # [I, S, n], [I, S]
-    # Another image in the text shrinks, so places are looked up by their order in the text.
-    weights = torch.zeros_like(wanted).masked_scatter(wanted, view.memory["raters"]).to(rows.dtype)
+    weights = view.memory["raters"].gather(1, _places(wanted)) * wanted
     return (weights[:, None] @ rows)[:, 0] / weights.sum(dim=1, keepdim=True)
 
 

@@ -10,7 +10,7 @@ import math
 from torch import Tensor
 
 from ..errors import VisionDropError
-from ..options import choice, fraction, integers, on_off
+from ..options import fraction, integers, on_off, score_rule
 from ..plan import EncoderStage, Plan, Stage, VisualShape
 from ..registry import register
 from ..schedule import check_layers, geometric, nearest, scale_layers, segment_lengths, split
@@ -52,7 +52,7 @@ def plan(
     """
     if tokens is None:
         raise VisionDropError("method 'visiondrop' needs a budget: tokens=64, or --tokens 64")
-    choice("score", score, ("visual", "text")), choice("score_mask", score_mask, SCORE_MASKS)
+    score_rule(score, score_mask, SCORE_MASKS)
     merging, encoding = on_off("merge", merge), on_off("encoder", encoder)
     share = fraction("dominant_ratio", dominant_ratio) if merging else 1.0
     at = scale_layers(LAYERS, shape.layers)
