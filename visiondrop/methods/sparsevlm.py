@@ -9,7 +9,8 @@ above the mean all the text rates, and without text behind the image the prompt'
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,8 @@ def plan(
     """
     amounts(tokens, keep=keep)
     at = scale_layers(LAYERS, shape.layers) if layers is None else check_layers(integers("layers", layers), shape.layers)
+    if at[0] < 1:
+        raise VisionDropError(f"layers={','.join(map(str, at))}: the layer before a stage gives its scores, so the first is 1 or more")
     seed = integer("seed", seed, 0, 2**31 - 1)
     if keep is not None:
         kept = integers("keep", keep)
@@ -68,16 +71,14 @@ def plan(
         )
     if kept is None:
         return None
-    stages = []
-    for layer, (count, pool, clusters) in zip(at, cascade(kept, shape.tokens)):
-        draw = _noise_source(noise, seed, sum(bool(s.contextual) for s in stages))
-        stages.append(
-            Stage(layer, count + clusters, selector(count, pool, clusters, draw), layer - 1, "rows", count, clusters)
-        )
-    notes = (_both_counts(tokens, stages, shape),)
-    return Plan(
-        "sparsevlm", shape, stages=tuple(stages), text_guided=True, seeded=noise is None, begin=find_raters, notes=notes
+    rows = cascade(kept, shape.tokens)
+    draws = _noise(noise, [pool for _, pool, _ in rows if pool], seed)
+    stages = tuple(
+        Stage(layer, count + clusters, selector(count, clusters, next(draws)) if pool else None, layer - 1, "rows", count, clusters)
+        for layer, (count, pool, clusters) in zip(at, rows)
     )
+    notes = (_both_counts(tokens, [shape.tokens, *(stage.keep for stage in stages)], at, shape.layers),)
+    return Plan("sparsevlm", shape, stages=stages, text_guided=True, seeded=noise is None, begin=find_raters, notes=notes)
 
 
 def cascade(kept: Sequence[int], total: int) -> list[tuple[int, int, int]]:
@@ -95,9 +96,9 @@ def cascade(kept: Sequence[int], total: int) -> list[tuple[int, int, int]]:
     return rows
 
 
-def mean(kept: Sequence[int], total: int, layers: Sequence[int], depth: int) -> float:
-    """Mean tokens at layer inputs when the stages at `layers` keep `kept`."""
-    edges, counts = [0, *layers, depth], [total, *(k + c for k, _, c in cascade(kept, total))]
+def mean(counts: Sequence[int], layers: Sequence[int], depth: int) -> float:
+    """Mean tokens per layer when the stages at `layers` of `depth` lead from counts[0] to counts[1], counts[2] …"""
+    edges = [0, *layers, depth]
     return sum(n * (b - a) for n, a, b in zip(counts, edges, edges[1:])) / depth
 
 
@@ -112,42 +113,45 @@ def solve(wanted: float, total: int, layers: Sequence[int], depth: int) -> tuple
         k = min(int(place), len(points) - 2)
         return tuple(nearest(a + (b - a) * (place - k)) for a, b in zip(points[k], points[k + 1]))
 
+    def excess(kept: Sequence[int]) -> float:
+        return mean([total, *(count + clusters for count, _, clusters in cascade(kept, total))], layers, depth) - wanted
+
     low, high = 0.0, len(points) - 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if mean(at(middle), total, layers, depth) < wanted else (low, middle)
+        low, high = (middle, high) if excess(at(middle)) < 0 else (low, middle)
     first, second, third = at(high)
-    near = [(first, second, max(0, third + move)) for move in range(-3, 4)]
-    best = min(near, key=lambda kept: abs(mean(kept, total, layers, depth) - wanted))
-    return best if abs(mean(best, total, layers, depth) - wanted) <= 1 else None
+    best = min(((first, second, max(0, third + move)) for move in range(-3, 4)), key=lambda kept: abs(excess(kept)))
+    return best if abs(excess(best)) <= 1 else None
 
 
-def _both_counts(tokens: int | None, stages: Sequence[Stage], shape: VisualShape) -> str:
-    inputs = Plan("sparsevlm", shape, stages=tuple(stages)).tokens_per_layer()
-    outputs = [*inputs[1:], stages[-1].keep if stages else shape.tokens]
+def _both_counts(tokens: int | None, counts: Sequence[int], layers: Sequence[int], depth: int) -> str:
     budget = "" if tokens is None else f"for a budget of {tokens}, "
+    outputs = mean(counts, [layer - 1 for layer in layers], depth)  # a layer's output is the next one's input
     return (
-        f"SparseVLM's authors count tokens at layer outputs: {budget}mean {sum(outputs) / len(outputs):.2f} that way, "
-        f"{sum(inputs) / len(inputs):.2f} at layer inputs as for all methods here"
+        f"SparseVLM's authors count tokens at layer outputs: {budget}mean {outputs:.2f} that way, "
+        f"{mean(counts, layers, depth):.2f} at layer inputs as for all methods here"
     )
 
 
-def _noise_source(noise: Sequence[Tensor] | None, seed: int, stage: int):
-    """`draw(view, size) -> [I, size]` float32 in [0, 1): fed, or drawn per image, whatever the batch."""
+def _noise(fed: Sequence[Tensor] | None, sizes: Sequence[int], seed: int) -> Iterator[Callable[[Any], Tensor]]:
+    """For each of the pools of `sizes`, `draw(view) -> [I, size]` in [0, 1): fed, or drawn per image whatever the batch."""
+    lengths = None if fed is None else [len(x) for x in fed]
+    if lengths not in (None, list(sizes)):
+        raise VisionDropError(f"noise of lengths {lengths}: give one 1-D tensor for each stage that prunes, of lengths {list(sizes)}")
 
-    def draw(view, size: int) -> Tensor:
-        if noise is not None:
-            if stage >= len(noise) or len(noise[stage]) != size:
-                raise VisionDropError(
-                    f"noise holds tensors of lengths {[len(n) for n in noise]}: stage {stage + 1} needs one of {size}"
-                )
-            rows = [torch.as_tensor(noise[stage])] * len(view.seeds)
-        else:
+    def source(stage: int, size: int) -> Callable[[Any], Tensor]:
+        def draw(view) -> Tensor:
             keys = [zlib.crc32(f"{seed} {image} {stage}".encode()) for image in view.seeds]
-            rows = [torch.rand(size, generator=torch.Generator().manual_seed(key)) for key in keys]
-        return torch.stack(rows).to(view.hidden.device, torch.float32)
+            if fed is not None:
+                rows = [torch.as_tensor(fed[stage])] * len(keys)
+            else:
+                rows = [torch.rand(size, generator=torch.Generator().manual_seed(key)) for key in keys]
+            return torch.stack(rows).to(view.hidden.device, torch.float32)
 
-    return draw
+        return draw
+
+    return iter([source(stage, size) for stage, size in enumerate(sizes)])
 
 
 def find_raters(view) -> None:
@@ -176,16 +180,19 @@ def rate(view) -> Tensor:
     return (weights[:, None] @ rows)[:, 0] / weights.sum(dim=1, keepdim=True)
 
 
-def selector(count: int, pool: int, clusters: int, draw):
-    """Keep `count` slots in order, then the means of `clusters` clusters of the `pool` best others; drop the rest."""
+def selector(count: int, clusters: int, draw: Callable[[Any], Tensor]):
+    """Keep `count` slots in order, then the means of `clusters` clusters of the best others; drop the rest.
+
+    `draw(view)` gives the densities' noise, [I, size of the pool of best others].
+    """
 
     def select(view) -> Selection:
-        scores, hidden = rate(view), view.hidden
+        scores, hidden, noise = rate(view), view.hidden, draw(view)
         kept = top_k(scores, count)
         pruned = complement(kept, hidden.shape[1])
-        candidates = pruned.gather(1, scores.gather(1, pruned).topk(pool, dim=1).indices)  # by falling score
+        candidates = pruned.gather(1, scores.gather(1, pruned).topk(noise.shape[1], dim=1).indices)  # by falling score
         states = gather_rows(hidden, candidates).float()
-        centres, labels = density_peaks(states, clusters, draw(view, pool))
+        centres, labels = density_peaks(states, clusters, noise)
         member = torch.nn.functional.one_hot(labels, clusters).to(states.dtype)  # [I, pool, C]
         means = (member.transpose(1, 2) @ states) / (member.sum(dim=1) + 1e-6).unsqueeze(-1)
         index = torch.cat([kept, candidates.gather(1, centres)], dim=1)
