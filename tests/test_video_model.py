@@ -21,6 +21,9 @@ def plain():
     return video_models.native(temporal=False)
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:VideoLlavaForConditionalGeneration has no temporal")
+
+
 @pytest.fixture(scope="module")
 def hub():
     return video_models.hub()
@@ -180,3 +183,9 @@ def test_ledger_counts_temporal_attention(native, plain):
         with_time = handle.ledger.flops
     with visiondrop.apply(plain, tokens=BUDGET) as handle:
         assert handle.ledger.flops < with_time
+        assert handle.ledger.as_dict()["layout"] == "video-without-temporal-attention"
+
+
+def test_the_hub_conversion_is_named_a_different_model(hub):
+    with pytest.warns(UserWarning, match="different model"):
+        visiondrop.apply(hub, tokens=BUDGET).remove()

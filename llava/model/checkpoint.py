@@ -14,11 +14,13 @@ from pathlib import Path
 import transformers
 from transformers import CLIPVisionConfig
 
+from llava.model import video_checkpoint
 from llava.model.language_model.llava_llama import LlavaConfig
+from llava.model.video_checkpoint import is_video
 from llava.model.weights import read_weights
 from visiondrop.errors import UnsupportedError, VisionDropError
 
-MODEL_TYPES = ("llava", "llava_llama", "llava_next")
+MODEL_TYPES = ("llava", "llava_llama", "llava_next", "video_llava")
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 
 # Names of either layout -> ours. Original names pass through, except that the level `vision_model.` may be absent
@@ -27,6 +29,7 @@ _RENAMES = tuple(
     (re.compile(pattern), target)
     for pattern, target in (
         (r"^(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?", TOWER_PREFIX),
+        (r"^(?:model\.)?(image|video)_tower\.(?:\1_tower\.)?(?:vision_model\.)?", r"model.\1_tower.\1_tower."),
         (r"^(?:model\.)?multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
         (r"^(?:model\.)?multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
         (r"^(?:model\.)?language_model\.model\.", "model."),
@@ -70,6 +73,10 @@ _BOOKKEEPING = (
 )
 
 
+# What the original assumes for fields that a file lacks.
+_ASSUMED = {"mm_projector_type": "linear", "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2}
+
+
 @dataclass
 class Checkpoint:
     """What a model is built from.
@@ -95,7 +102,9 @@ def read_checkpoint(model_path, config_file=None):
     folder = resolve_folder(model_path, "checkpoint")
     raw = read_json(Path(config_file) if config_file else folder / "config.json")
     check_model_type(raw, folder)
-    if "text_config" in raw:
+    if is_video(raw):
+        config, weights, processor_folder = _read_video(raw, folder)
+    elif "text_config" in raw:
         config = hub_config(raw)
         weights = to_our_names(read_weights(folder))
         processor_folder = folder
@@ -107,6 +116,26 @@ def read_checkpoint(model_path, config_file=None):
         processor_folder = None
     stored_dtype = raw.get("dtype") or raw.get("torch_dtype") or (raw.get("text_config") or {}).get("torch_dtype")
     return Checkpoint(folder, config, weights, processor_folder, stored_dtype)
+
+
+def _read_video(raw, folder):
+    """(config, weights, None) of a Video-LLaVA: its pictures are prepared by CLIP's own settings at the tower's size."""
+    weights = to_our_names(read_weights(folder))
+    if "text_config" in raw:
+        settings, text = video_checkpoint.hub_settings(raw, folder)
+        return LlavaConfig(**_plain(text.to_dict()) | settings), weights, None
+    config = LlavaConfig(**_ASSUMED | _plain(raw))
+
+    def find(name, field):
+        return _tower_folder(name, folder, may_lack=False, field=field)
+
+    video_checkpoint.add_towers(config, weights, folder, find, read_json, read_weights)
+    return config, weights, None
+
+
+def _plain(raw):
+    """The keys of a config.json that describe the model."""
+    return {key: value for key, value in raw.items() if key not in _BOOKKEEPING}
 
 
 def resolve_folder(name, what):
@@ -184,9 +213,7 @@ def original_config(raw):
         raise UnsupportedError(
             "config.json names no mm_vision_tower, so this is a plain language model; give a LLaVA checkpoint."
         )
-    # What the original assumes for fields that a file lacks.
-    assumed = {"mm_projector_type": "linear", "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2}
-    return LlavaConfig(**assumed | {key: value for key, value in raw.items() if key not in _BOOKKEEPING})
+    return LlavaConfig(**_ASSUMED | _plain(raw))
 
 
 def hub_config(raw):
@@ -271,7 +298,7 @@ def _add_tower(config, weights, folder):
     return folder if (folder / "preprocessor_config.json").is_file() else tower_folder
 
 
-def _tower_folder(name, checkpoint_folder, may_lack):
+def _tower_folder(name, checkpoint_folder, may_lack, field="mm_vision_tower"):
     """Folder of the tower: a path, absolute, relative to the checkpoint or to the working directory, or a hub id.
 
     may_lack: the checkpoint holds the tower's weights, so that for a well-known tower no folder is needed (None is
@@ -282,7 +309,7 @@ def _tower_folder(name, checkpoint_folder, may_lack):
             return candidate
     if may_lack and name in _KNOWN_TOWERS:
         return None
-    return resolve_folder(name, f"vision tower (mm_vision_tower in the config.json of {str(checkpoint_folder)!r})")
+    return resolve_folder(name, f"vision tower ({field} in the config.json of {str(checkpoint_folder)!r})")
 
 
 def _tower_config(folder):

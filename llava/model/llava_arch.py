@@ -90,7 +90,7 @@ class LlavaMetaForCausalLM:
             nominal_units=tower.frames,
             length=tower.frames * (tower.num_patches + 1),
             kind="video",
-            source="video",
+            source="video" if getattr(tower.config, "add_time_attn", False) else "video-without-temporal-attention",
         )
 
     def image_shape(self) -> VisualShape:

@@ -7,6 +7,7 @@ the model encodes them; its decoder stages follow the prompt.
 
 import functools
 import inspect
+import warnings
 
 import torch
 from torch import Tensor
@@ -50,11 +51,16 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
             nominal_units=FRAMES,
             length=max(1, frames) * (patches + extra),
             kind="video" if frames else "image",
-            source="video" if frames else "pad",
+            source="video-without-temporal-attention" if frames else "pad",
         )
 
     def attach(self, pruner):
         """Install the hooks; returns the undo."""
+        warnings.warn(
+            "VideoLlavaForConditionalGeneration has no temporal attention in its video tower, unlike the original "
+            "Video-LLaVA (llava.model.builder loads it): it is a different model",
+            stacklevel=4,
+        )
         detach = super().attach(pruner)
         self.inner.get_video_features = self._wrap_videos(self.inner.get_video_features)
 
