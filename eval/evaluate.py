@@ -60,7 +60,7 @@ def _explain(error: Exception, folder: Path, rank: int) -> str:
             why = f"{folder} cannot be written: {reason(unwritable)}"
             return f"the run stopped: {type(error).__name__}: {error}; and {why}"
     if "out of memory" in str(error).lower():
-        return "the card's memory is full: lower --batch-size or --dtype; the answers stored so far are kept"
+        return "the card's memory is full: use a smaller --batch-size or a smaller --dtype"
     if isinstance(error, OSError) and error.errno is not None:
         return f"the run stopped: {reason(error)} ({error.filename or folder}); the answers stored so far are kept"
     first = (str(error).strip().splitlines() or [""])[0]
@@ -72,8 +72,15 @@ def quiet(folder: Path, rank: int) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from loguru import logger
 
+    file = folder / f"lmms_eval{f'-{rank}' if rank else ''}.log"
+
+    def write(message: str) -> None:
+        # A full disk must end the run where answers are stored, not in a log.
+        with contextlib.suppress(OSError), open(file, "a", encoding="utf-8") as stream:
+            stream.write(message)
+
     logger.remove()
-    logger.add(folder / f"lmms_eval{f'-{rank}' if rank else ''}.log", level="INFO")
+    logger.add(write, level="INFO")
     logger.add(sys.stderr, level="ERROR", format="{message}")
 
 
@@ -160,10 +167,14 @@ def _sample_line(sample: dict[str, Any]) -> str:
 def write_whole(path: Path, text: str) -> None:
     """Write through a temporary file, so that a file of this name is always complete."""
     part = path.with_suffix(path.suffix + ".part")
-    with open(part, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with open(part, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     part.replace(path)
 
 
@@ -203,8 +214,10 @@ def main(argv: list[str]) -> int:
         run(settings)
     except EvaluationError as error:
         file = settings.folder / f"failure-{os.environ.get('RANK', 0)}.json"
-        file.write_text(json.dumps({"sentence": str(error)}, ensure_ascii=False), encoding="utf-8")
-        sys.stderr.flush()
+        try:
+            file.write_text(json.dumps({"sentence": str(error)}, ensure_ascii=False), encoding="utf-8")
+        except OSError:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)  # an orderly end would wait for the other processes, which wait for this one
     import torch.distributed
 

@@ -16,12 +16,12 @@ from eval.errors import EvaluationError
 from visiondrop.flops import LLAVA_7B, ModelDims
 
 WHOLE = 64 * 2**20  # files up to this size are hashed whole, larger ones by samples
-SAMPLES, SAMPLE = 64, 65536
+STEP, SAMPLE = 4 * 2**20, 4096  # every matrix of a 7B model is larger than a step, so each is sampled
 PACKAGES = ("torch", "transformers", "lmms_eval", "datasets", "accelerate")
 
 
 def of_files(files: list[Path], root: Path) -> str:
-    """16 hex digits over names, sizes and contents; of large files, 64 spread-out blocks of 64 KiB are read."""
+    """16 hex digits over names, sizes and contents; of large files, 4 KiB in every 4 MiB are read."""
     digest = hashlib.sha256()
     for file in sorted(files):
         size = file.stat().st_size
@@ -30,8 +30,8 @@ def of_files(files: list[Path], root: Path) -> str:
             if size <= WHOLE:
                 digest.update(stream.read())
                 continue
-            for i in range(SAMPLES):
-                stream.seek(i * (size - SAMPLE) // (SAMPLES - 1))
+            for start in [*range(0, size, STEP), size - SAMPLE]:
+                stream.seek(start)
                 digest.update(stream.read(SAMPLE))
     return digest.hexdigest()[:16]
 

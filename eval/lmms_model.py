@@ -6,13 +6,13 @@ whole batch); it runs on CPU processes; answers are stored as they come.  Prompt
 generation settings are the same, so with pruning off both give the same answers.
 """
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import parse_flag_from_env
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
@@ -79,7 +79,8 @@ class LlavaVisionDrop(lmms):
             pretrained,
             None,
             get_model_name_from_path(pretrained),
-            device_map="auto" if device == "auto" else str(self.device),
+            # Weights that will be shared out are loaded to the host: they may not fit on one card.
+            device_map="auto" if device == "auto" else "cpu" if self.sharded else str(self.device),
             torch_dtype=DTYPES[dtype],
             attn_implementation=attn_implementation,
         )
@@ -87,8 +88,8 @@ class LlavaVisionDrop(lmms):
         self.config = self.model.config
         handle = visiondrop.apply(self.model, method=method, tokens=tokens, options=options)
         self.ledger = handle.ledger
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            self._shard()
+        if self.sharded:
+            self._shard(dtype)
         self.store = AnswerStore(Path(answers), self.rank) if answers else None
         self.reused = 0
 
@@ -98,17 +99,22 @@ class LlavaVisionDrop(lmms):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device != "cpu" and not torch.cuda.is_available():
             raise EvaluationError(f"device {device!r} was asked for but torch finds no card; use --device cpu")
-        patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
-        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
+        # Accelerate sets DeepSpeed up only when cpu is not asked for, and then has to be told the processes' backend.
+        deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+        backend = "gloo" if deepspeed and device == "cpu" else None
+        group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(days=7))
+        self.accelerator = Accelerator(cpu=device == "cpu" and not deepspeed, kwargs_handlers=[group])
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if self.world_size > 1 and device == "auto":
             raise EvaluationError("device 'auto' spreads one model over all cards and needs a single process")
         named = device if device not in ("cuda", "auto") else f"cuda:{self.accelerator.local_process_index}"
         self._device = torch.device(named)
 
-    def _shard(self) -> None:
+    def _shard(self, dtype: str) -> None:
         """Hand the model to DeepSpeed (ZeRO-3 inference): each process holds a share of every weight."""
-        self.accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = self.batch_size
+        config = self.accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = self.batch_size
+        config["fp16"], config["bf16"] = {"enabled": dtype == "float16"}, {"enabled": dtype == "bfloat16"}
         self.model = self.accelerator.unwrap_model(self.accelerator.prepare(self.model))
 
     @property
@@ -117,9 +123,9 @@ class LlavaVisionDrop(lmms):
         return self._device
 
     @property
-    def in_step(self) -> bool:
-        """Whether all processes must call the model equally often (sharded weights)."""
-        return self.world_size > 1 and self.accelerator.distributed_type == DistributedType.DEEPSPEED
+    def sharded(self) -> bool:
+        """Whether every process holds a share of each weight, so that all must call the model equally often."""
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers to all requests in their order; stored ones are reused, new ones stored batch by batch."""
@@ -141,7 +147,7 @@ class LlavaVisionDrop(lmms):
         prompt, settings, _, doc_id, task, split = request.args
         return question_key(doc_id, prompt, {**settings, "task": task, "split": split})
 
-    def _batches(self, waiting: list[str], by_key: dict[str, Instance]) -> Iterator[list[str]]:
+    def _batches(self, waiting: list[str], by_key: dict[str, Instance]) -> list[list[str]]:
         """Keys in batches of equal generation settings, longest prompt first (memory peaks at the start)."""
         groups: dict[str, list[str]] = {}
         for key in waiting:
@@ -151,12 +157,11 @@ class LlavaVisionDrop(lmms):
             length = {k: len(self.tokenizer.encode(by_key[k].args[0], add_special_tokens=False)) for k in keys}
             keys.sort(key=lambda k: (-length[k], by_key[k].args[0]))
             batches += [keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size)]
-        yield from batches
-        if self.in_step:
+        if self.sharded:
             # A rank with fewer batches asks one question again, else the others wait for it for ever.
-            count = torch.tensor([len(batches)], device=self.device)
-            for _ in range(int(self.accelerator.gather(count).max()) - len(batches)):
-                yield [next(iter(by_key))]
+            most = int(self.accelerator.gather(torch.tensor([len(batches)], device=self.device)).max())
+            batches += [[next(iter(by_key))]] * (most - len(batches))
+        return batches
 
     def _images(self, request: Instance) -> list:
         """The request's PIL images, decoded now."""
@@ -211,7 +216,7 @@ class LlavaVisionDrop(lmms):
             image_sizes=[image.size for image in flat],
             use_cache=True,
             **generation_settings(requests[0].args[1]),
-            **({"synced_gpus": True} if self.in_step else {}),
+            **({"synced_gpus": True} if self.sharded else {}),
         )
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)
 

@@ -172,6 +172,8 @@ def load(path: str | Path, strict: bool = False) -> tuple[list[dict[str, Any]], 
 def check_writable(path: str | Path) -> Path:
     """Make sure that rows can be appended, before hours of work; returns the absolute path."""
     path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise EvaluationError(f"results file {path} is not an ordinary file; choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))

@@ -39,7 +39,7 @@ def terms(benchmark: Benchmark, samples: list[dict[str, Any]]) -> Terms:
 
 
 def _cluster(benchmark: Benchmark, sample: dict[str, Any]) -> Any:
-    return sample["doc"][benchmark.cluster] if benchmark.cluster else sample["doc_id"]
+    return sample["doc"].get(benchmark.cluster, sample["doc_id"])
 
 
 def _mean(benchmark: Benchmark, samples: list[dict[str, Any]]) -> Terms:
@@ -131,14 +131,14 @@ def recount(parts: Terms) -> float:
 def interval(parts: Terms) -> tuple[list[float] | None, str]:
     """95 % interval of the score and the name of its method.
 
-    Images are drawn with replacement (questions on one image stay together), within each group of images that feed the
-    same terms (MME's categories).  When every image agrees, resampling would give an interval of width 0; then a
-    plain accuracy gets Wilson's interval over the images, and anything else none.
+    Clusters (images, with all their questions) are drawn with replacement, within each group of clusters that feed the
+    same terms (MME's categories).  When all agree, resampling would give an interval of width 0; then a plain accuracy
+    gets Wilson's interval over the clusters, and anything else none.
     """
     top, bottom, weights = _sums(parts)
     clusters = len(top)
     if clusters < 2:
-        return None, "none: a single image"
+        return None, "none: a single cluster"
     generator = np.random.default_rng(SEED)
     tops, bottoms = np.zeros((RESAMPLES, len(weights))), np.zeros((RESAMPLES, len(weights)))
     patterns, group_of = np.unique(bottom > 0, axis=0, return_inverse=True)
@@ -150,11 +150,11 @@ def interval(parts: Terms) -> tuple[list[float] | None, str]:
     scores = _score(tops, bottoms, weights)
     low, high = (float(x) for x in np.percentile(scores, [2.5, 97.5]))
     if high - low > 1e-9 * max(1.0, abs(high)):
-        return [low, high], f"bootstrap of {clusters} images, {RESAMPLES} resamples, percentile"
+        return [low, high], f"bootstrap of {clusters} clusters, {RESAMPLES} resamples, percentile"
     share = low / weights[0]
     if len(parts) == 1 and min(abs(share), abs(share - 1)) < 1e-9:
-        return [float(weights[0] * x) for x in wilson(round(share), clusters)], f"Wilson over {clusters} images"
-    return None, "none: all images agree"
+        return [float(weights[0] * x) for x in wilson(round(share), clusters)], f"Wilson over {clusters} clusters"
+    return None, "none: all clusters agree"
 
 
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -75,3 +75,28 @@ def test_more_processes_than_cards_are_refused():
     with pytest.raises(launch.EvaluationError, match="'cuda:1'"):
         launch.check(settings(device="cuda:1"))
     launch.check(settings(device="cpu", processes=64))
+
+
+def test_sharded_processes_ask_equally_often():
+    """With shared-out weights (ZeRO-3) a process with fewer questions left repeats one, as the others wait for it."""
+    from types import SimpleNamespace
+
+    import torch
+    from accelerate import DistributedType
+
+    from eval.lmms_model import LlavaVisionDrop
+
+    lm = object.__new__(LlavaVisionDrop)
+    lm.batch_size, lm._device = 2, torch.device("cpu")
+    lm.tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: text.split())
+    requests = {
+        key: SimpleNamespace(args=(text, {}, None, i, "t", "s"))
+        for i, (key, text) in enumerate([("a", "w"), ("b", "w w"), ("c", "w w w")])
+    }
+    for kind, expected in (
+        (DistributedType.NO, [["c", "b"], ["a"]]),
+        (DistributedType.DEEPSPEED, [["c", "b"], ["a"], ["a"]]),
+    ):
+        lm.accelerator = SimpleNamespace(distributed_type=kind, gather=lambda count: torch.tensor([int(count), 3]))
+        assert lm._batches(list(requests), requests) == expected
+    assert lm._batches([], requests) == [["a"]] * 3

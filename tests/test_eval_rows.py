@@ -163,3 +163,8 @@ def test_listing_reports_problems(file, capsys):
     assert rows.main([str(file)]) == 2
     shown = capsys.readouterr()
     assert shown.out.count("visiondrop") == 2 and "line 1" in shown.err
+
+
+def test_a_device_is_no_results_file():
+    with pytest.raises(EvaluationError, match="not an ordinary file"):
+        rows.check_writable("/dev/full")

@@ -139,7 +139,7 @@ def test_bootstrap_of_independent_answers_is_the_normal_interval():
     (low, high), method = scores.interval(accuracy(rights, list(range(400))))
     half = 1.96 * 100 * (0.75 * 0.25 / 400) ** 0.5
     assert low == pytest.approx(75 - half, abs=0.5) and high == pytest.approx(75 + half, abs=0.5)
-    assert method.startswith("bootstrap of 400 images")
+    assert method.startswith("bootstrap of 400 clusters")
 
 
 def test_questions_on_one_image_are_drawn_together():
@@ -162,6 +162,6 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch):
 
 def test_all_right_gives_wilson_and_one_image_gives_none():
     (low, high), method = scores.interval(accuracy([1.0] * 10, list(range(10))))
-    assert (low, high) == (pytest.approx(72.25, abs=0.01), 100.0) and method == "Wilson over 10 images"
-    assert scores.interval(accuracy([1.0] * 10, [0] * 10)) == (None, "none: a single image")
-    assert scores.interval(accuracy([0.5] * 10, list(range(10)))) == (None, "none: all images agree")
+    assert (low, high) == (pytest.approx(72.25, abs=0.01), 100.0) and method == "Wilson over 10 clusters"
+    assert scores.interval(accuracy([1.0] * 10, [0] * 10)) == (None, "none: a single cluster")
+    assert scores.interval(accuracy([0.5] * 10, list(range(10)))) == (None, "none: all clusters agree")
