@@ -94,7 +94,12 @@ def test_beams_cached_equal_uncached_on_unequal_prompts_and_either_padding(prune
         for use_cache in (True, False):
             answers.append(
                 model.generate(
-                    ids, attention_mask=mask, images=models.pixels(0, 1), do_sample=False, max_new_tokens=3, num_beams=2,
+                    ids,
+                    attention_mask=mask,
+                    images=models.pixels(0, 1),
+                    do_sample=False,
+                    max_new_tokens=3,
+                    num_beams=2,
                     use_cache=use_cache,
                 )
             )
@@ -160,7 +165,9 @@ def test_transformers_own_class_keeps_the_same_tokens(pruned):
     ids, pictures = models.prompt(), models.pixels(0)
     wanted = logits(model, ids, pictures)
     kept, other = handle.report.stages[-1].kept().tolist(), models.hub(LAYERS)
-    with visiondrop.apply(other, handle.plan.method, handle.plan.tokens, report=True, options=dict(handle.plan.options)) as hub:
+    with visiondrop.apply(
+        other, handle.plan.method, handle.plan.tokens, report=True, options=dict(handle.plan.options)
+    ) as hub:
         got = other(input_ids=torch.tensor([models.to_hub(ids)]), pixel_values=pictures).logits[:, -1, :512]
         assert hub.report.stages[-1].kept().tolist() == kept
     assert (got - wanted).abs().max() <= TOLERANCE
@@ -174,7 +181,9 @@ def test_only_text_guided_methods_depend_on_the_question(pruned):
         logits(model, question, models.pixels(0))
         kept.append(handle.report.stages[-1].kept().tolist())
     assert (kept[0] == kept[1]) != handle.plan.text_guided
-    assert handle.plan.text_guided == (handle.plan.method in TEXT_GUIDED and handle.plan.options.get("score") != "visual")
+    assert handle.plan.text_guided == (
+        handle.plan.method in TEXT_GUIDED and handle.plan.options.get("score") != "visual"
+    )
 
 
 @pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "sparsevlm", "vispruner", "random", "uniform", "pool"])

@@ -11,6 +11,7 @@ import torch
 
 import visiondrop
 from tests import models
+from visiondrop.clustering import density_peaks
 from visiondrop.grids import cls_slots, grids, spread
 from visiondrop.methods import pool, pyramiddrop, sparsevlm, uniform, vispruner
 from visiondrop.methods import random as random_control
@@ -33,7 +34,10 @@ def dense():
     """Attention maps [H, T, T] and states [T, D] of the unpruned model, by layer, for picture 3."""
     stock = models.native(LAYERS, attn="eager")
     out = stock(
-        input_ids=torch.tensor([models.prompt(5)]), images=models.pixels(3), output_attentions=True, output_hidden_states=True
+        input_ids=torch.tensor([models.prompt(5)]),
+        images=models.pixels(3),
+        output_attentions=True,
+        output_hidden_states=True,
     )
     return [a[0] for a in out.attentions], [h[0] for h in out.hidden_states]
 
@@ -102,7 +106,9 @@ def naive_density_peaks(points, clusters, noise):
     """`sparsevlm.md` §5.3 by loops, in float64."""
     m, width = len(points), len(points[0])
     distance = [[math.sqrt(((a - b) ** 2).sum() / width) for b in points] for a in points]
-    density = [math.exp(-np.mean([d * d for d in sorted(row)[:clusters]])) + 1e-6 * u for row, u in zip(distance, noise)]
+    density = [
+        math.exp(-np.mean([d * d for d in sorted(row)[:clusters]])) + 1e-6 * u for row, u in zip(distance, noise)
+    ]
     far = max(map(max, distance))
     separation = [min([distance[i][j] if density[j] > density[i] else far for j in range(m)]) for i in range(m)]
     centres = sorted(range(m), key=lambda i: -density[i] * separation[i])[:clusters]
@@ -117,7 +123,7 @@ def test_density_peaks_by_loops(size, clusters):
     # Two tokens nearest to each other have equal densities but for the noise, which float32 can round away: not here.
     generator = torch.Generator().manual_seed(size + 1)
     states, noise = torch.randn(3, size, 6, generator=generator), torch.rand(3, size, generator=generator)
-    centres, labels = sparsevlm.density_peaks(states, clusters, noise)
+    centres, labels = density_peaks(states, clusters, noise)
     for i in range(3):
         wanted = naive_density_peaks(list(states[i].double().numpy()), clusters, noise[i].double().numpy())
         assert (centres[i].tolist(), labels[i].tolist()) == wanted
@@ -230,12 +236,18 @@ def test_random_is_drawn_per_image_without_cls():
     assert torch.equal(draw(0, 12, 11)[1], first) and torch.equal(draw(0, 12)[0], second)
     assert not torch.equal(first, second) and not torch.equal(draw(1, 11)[0], first)
     hits = sum(torch.bincount(draw(0, image)[0], minlength=577) for image in range(2000))
-    assert hits[0] == 0 and 0.7 < hits[1:].min() / hits[1:].float().mean() and hits[1:].max() / hits[1:].float().mean() < 1.3
+    assert (
+        hits[0] == 0
+        and 0.7 < hits[1:].min() / hits[1:].float().mean()
+        and hits[1:].max() / hits[1:].float().mean() < 1.3
+    )
 
 
 def test_controls_find_the_patches_of_frames_and_of_a_canvas():
     video = VisualShape(patches=4, units=2, nominal_units=2, length=10, kind="video")  # [CLS] before each frame
-    assert [g.slots().flatten().tolist() for g in grids(video)] == [[1, 2, 3, 4], [6, 7, 8, 9]] and cls_slots(video) == [0, 5]
+    assert [g.slots().flatten().tolist() for g in grids(video)] == [[1, 2, 3, 4], [6, 7, 8, 9]] and cls_slots(
+        video
+    ) == [0, 5]
     # A base picture of 2 x 2 patches, then a canvas of 2 x 3 whose rows end with a newline.
     tiles = VisualShape(patches=4, units=3, nominal_units=5, length=12, source="anyres", canvas=(2, 3))
     assert [g.slots().flatten().tolist() for g in grids(tiles)] == [[0, 1, 2, 3], [4, 5, 6, 8, 9, 10]]
@@ -253,7 +265,9 @@ def test_visual_pyramiddrop_scores_are_visiondrops(model):
         with visiondrop.apply(model, tokens=192, report=True, options={"layers": "2,4,6"}, **settings) as handle:
             model(input_ids=ids, images=pictures)
             scores.append(handle.report.stages[0].scores[0])
-            assert all(len(reference) == 0 for s in handle.report.stages for reference in s.reference) == ("score" in settings)
+            assert all(len(reference) == 0 for s in handle.report.stages for reference in s.reference) == (
+                "score" in settings
+            )
     assert torch.equal(*scores)
 
     seen = []
@@ -265,7 +279,9 @@ def test_visual_pyramiddrop_scores_are_visiondrops(model):
         def spied(select):
             return lambda view: (seen.append(visual(view).scores[0]), select(view))[1]
 
-        return dataclasses.replace(plan, stages=tuple(dataclasses.replace(s, select=spied(s.select)) for s in plan.stages))
+        return dataclasses.replace(
+            plan, stages=tuple(dataclasses.replace(s, select=spied(s.select)) for s in plan.stages)
+        )
 
     trace = np.load(FOLDER / "visiondrop_64_0.npz")
     try:
@@ -286,7 +302,9 @@ def test_score_masks_by_dense_maps(mask):
     key = torch.randn(1, heads, before + count, width, generator=generator)
     weights = (query @ key.transpose(2, 3) / width**0.5)[0]  # [H, n, P + n]
     if mask != "bidirectional":
-        weights = weights.masked_fill(torch.ones(count, before + count, dtype=torch.bool).triu(before + 1), float("-inf"))
+        weights = weights.masked_fill(
+            torch.ones(count, before + count, dtype=torch.bool).triu(before + 1), float("-inf")
+        )
     map_ = weights.softmax(-1).mean(0)[:, before:]
     wanted = map_.sum(0) / (torch.arange(count, 0, -1) if mask == "queries" else count)
     for chunk in (256, 4):

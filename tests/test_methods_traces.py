@@ -35,7 +35,9 @@ def settings(name: str, trace: dict) -> dict:
         chosen = {"layers": given[1].replace("-", ","), "ratio": given[2]} if given else {"preset": setting}
         return dict(method="pyramiddrop", options=chosen)
     if kind == "sparsevlm-v1.5":
-        return dict(method="sparsevlm", tokens=int(setting), noise=[torch.from_numpy(trace[f"s{s}_noise"]) for s in (1, 2, 3)])
+        return dict(
+            method="sparsevlm", tokens=int(setting), noise=[torch.from_numpy(trace[f"s{s}_noise"]) for s in (1, 2, 3)]
+        )
     return dict(method=kind, tokens=int(setting))
 
 
@@ -113,7 +115,12 @@ def test_equals_the_official_code(name, model):
     ids, pictures = torch.tensor([models.prompt()]), models.pixels(picture)
     with visiondrop.apply(model, report=True, **settings(name, trace)) as handle:
         out = model.generate(
-            ids, images=pictures, image_sizes=[(336, 336)], do_sample=False, max_new_tokens=8, output_logits=True,
+            ids,
+            images=pictures,
+            image_sizes=[(336, 336)],
+            do_sample=False,
+            max_new_tokens=8,
+            output_logits=True,
             return_dict_in_generate=True,
         )
         assert out.sequences[0].tolist() == trace["tokens" if "tokens" in trace else "generated"].tolist()

@@ -26,7 +26,7 @@ def score_rule(score: Any, score_mask: Any, allowed_masks: Sequence[str]) -> Non
     """Check a decoder stage's `score` ("visual" or "text") and `score_mask`, which only visual scores have."""
     choice("score", score, ("visual", "text")), choice("score_mask", score_mask, allowed_masks)
     if score == "text" and score_mask != "causal":
-        raise VisionDropError(f"score_mask={score_mask!r} with score='text': a mask among visual queries needs score='visual'")
+        raise VisionDropError(f"score_mask={score_mask!r}: a mask needs score='visual', not 'text'")
 
 
 def integers(name: str, value: Any) -> tuple[int, ...]:
@@ -87,8 +87,8 @@ def amounts(tokens: int | None, **explicit: Any) -> None:
     given = {name: value for name, value in explicit.items() if value is not None}
     ways = (tokens is not None) + ("preset" in given) + bool(given.keys() - {"preset"})
     if ways == 0:
-        others = ", or ".join(f"{name}=…" for name in explicit)
-        raise VisionDropError(f"nothing says how much to keep: give tokens=64 (--tokens 64){', or ' if others else ''}{others}")
+        others = "".join(f", or {name}=…" for name in explicit)
+        raise VisionDropError(f"nothing says how much to keep: give tokens=64 (--tokens 64){others}")
     if ways > 1:
         budget = {} if tokens is None else {"tokens": tokens}
         both = " and ".join(f"{name}={value!r}" for name, value in {**budget, **given}.items())

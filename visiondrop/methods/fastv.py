@@ -13,7 +13,7 @@ from ..schedule import nearest, scale_layers
 from ..selection import Selection, top_k
 
 FULL_LAYERS = 2  # K, of 32
-PRESETS = {  # (K of 32 layers, kept of 576 tokens) of the authors' scripts and published rows, see configs/methods/fastv.yaml
+PRESETS = {  # (K of 32 layers, kept of 576 tokens) of scripts and published rows, see configs/methods/fastv.yaml
     "keep-72": (2, 72),
     "keep-144": (2, 144),
     "keep-288": (2, 288),

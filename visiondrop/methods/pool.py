@@ -31,14 +31,16 @@ def plan(tokens: int | None, shape: VisualShape, *, grid: str | tuple[int, int] 
     blocks = grids(shape)
     if blocks is None:
         raise UnsupportedError(
-            f"pool needs to know where the patches stand, and {shape.tokens} visual tokens of layout {shape.source!r} are "
-            "no square grid; use uniform or random instead"
+            f"pool needs to know where the patches stand, and {shape.tokens} visual tokens of layout {shape.source!r} "
+            "are no square grid; use uniform or random instead"
         )
     base = blocks[0]
     if grid is not None:
         cells = integers("grid", grid.replace("x", ",") if isinstance(grid, str) else grid)
         if len(cells) != 2 or not (1 <= cells[0] <= base.rows and 1 <= cells[1] <= base.columns):
-            raise VisionDropError(f"grid={grid!r}: give rows x columns, up to {base.rows}x{base.columns}, e.g. grid=8x16")
+            raise VisionDropError(
+                f"grid={grid!r}: give rows x columns, up to {base.rows}x{base.columns}, e.g. grid=8x16"
+            )
     else:
         count = per_unit(tokens, shape)
         cells = None if count is None else factor_pair(count, base.rows, base.columns)
@@ -56,7 +58,7 @@ def _cells(grid: Grid, base: Grid, cells: Sequence[int]) -> tuple[int, int]:
 
 
 def selector(parts: Sequence[tuple[Grid, tuple[int, int]]], total: int):
-    """Means over the cells of every grid in raster order; no token is kept, a cell's representative is its middle patch.
+    """Means over the cells of every grid in raster order; a cell's representative is its middle patch, none is kept.
 
     Args:
         parts: grids and their (rows, columns) of cells; total: tokens of the unpruned sequence.

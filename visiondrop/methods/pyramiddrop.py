@@ -50,7 +50,11 @@ def plan(
         amounts(None, preset=preset, layers=layers)
     score_rule(score, score_mask, SCORE_MASKS)
     reference, factor = (LAYERS, ratio) if preset is None else preset_of(preset, PRESETS)
-    at = scale_layers(reference, shape.layers) if layers is None else check_layers(integers("layers", layers), shape.layers)
+    at = (
+        scale_layers(reference, shape.layers)
+        if layers is None
+        else check_layers(integers("layers", layers), shape.layers)
+    )
     if factor is None:
         kept = solve(at, shape.layers, tokens / shape.nominal)
         if kept is None:
@@ -59,7 +63,9 @@ def plan(
         kept = shares("ratio", factor)
         kept = tuple(kept[0] ** s for s in range(1, len(at) + 1)) if len(kept) == 1 else kept
         if len(kept) != len(at):
-            raise VisionDropError(f"ratio={factor!r}: give one number, or one for each of the {len(at)} stages at {list(at)}")
+            raise VisionDropError(
+                f"ratio={factor!r}: give one number, or one for each of the {len(at)} stages at {list(at)}"
+            )
     pick = selector(score, score_mask)
     stages = tuple(
         Stage(layer, count, pick, layer, "row" if score == "text" else "visual", count)
@@ -69,7 +75,7 @@ def plan(
 
 
 def solve(layers: tuple[int, ...], depth: int, fraction: float) -> tuple[float, ...] | None:
-    """Shares λ, λ², … after the stages at `layers`, with mean share `fraction` over `depth` layers; None if impossible."""
+    """Shares λ, λ², … after the stages at `layers`, of mean `fraction` over `depth` layers; None if impossible."""
     weights = segment_lengths(layers, depth)
     if not weights[0] <= fraction * depth <= depth:
         return None

@@ -40,7 +40,9 @@ def selector(seed: int, without: list[int]):
     def select(view) -> Selection:
         allowed = torch.tensor([slot for slot in range(view.count) if slot not in set(without)])
         draws = [
-            torch.randperm(len(allowed), generator=torch.Generator().manual_seed(zlib.crc32(f"{seed} {image}".encode())))
+            torch.randperm(
+                len(allowed), generator=torch.Generator().manual_seed(zlib.crc32(f"{seed} {image}".encode()))
+            )
             for image in view.seeds
         ]
         index = allowed[torch.stack(draws)[:, : view.keep].sort(dim=1).values]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..clustering import density_peaks
 from ..errors import VisionDropError
 from ..options import amounts, integer, integers, on_off
 from ..plan import Plan, Stage, VisualShape
@@ -25,7 +26,6 @@ from ..selection import Selection, complement, gather_rows, top_k
 LAYERS = (3, 7, 16)  # of 32, first to see fewer tokens: the authors' "after layers 2, 6, 15"
 TABLES = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}  # kept, clusters not counted
 TABLE_TOKENS = 576
-NOISE = 1e-6
 
 
 @register("sparsevlm")
@@ -52,9 +52,13 @@ def plan(
         The plan, or None where the budget cannot be met.
     """
     amounts(tokens, keep=keep)
-    at = scale_layers(LAYERS, shape.layers) if layers is None else check_layers(integers("layers", layers), shape.layers)
+    at = (
+        scale_layers(LAYERS, shape.layers) if layers is None else check_layers(integers("layers", layers), shape.layers)
+    )
     if at[0] < 1:
-        raise VisionDropError(f"layers={','.join(map(str, at))}: the layer before a stage gives its scores, so the first is 1 or more")
+        raise VisionDropError(
+            f"layers={','.join(map(str, at))}: the layer before a stage gives its scores, so the first is 1 or more"
+        )
     seed = integer("seed", seed, 0, 2**31 - 1)
     if keep is not None:
         kept = integers("keep", keep)
@@ -74,11 +78,21 @@ def plan(
     rows = cascade(kept, shape.tokens)
     draws = _noise(noise, [pool for _, pool, _ in rows if pool], seed)
     stages = tuple(
-        Stage(layer, count + clusters, selector(count, clusters, next(draws)) if pool else None, layer - 1, "rows", count, clusters)
+        Stage(
+            layer,
+            count + clusters,
+            selector(count, clusters, next(draws)) if pool else None,
+            layer - 1,
+            "rows",
+            count,
+            clusters,
+        )
         for layer, (count, pool, clusters) in zip(at, rows)
     )
     notes = (_both_counts(tokens, [shape.tokens, *(stage.keep for stage in stages)], at, shape.layers),)
-    return Plan("sparsevlm", shape, stages=stages, text_guided=True, seeded=noise is None, begin=find_raters, notes=notes)
+    return Plan(
+        "sparsevlm", shape, stages=stages, text_guided=True, seeded=noise is None, begin=find_raters, notes=notes
+    )
 
 
 def cascade(kept: Sequence[int], total: int) -> list[tuple[int, int, int]]:
@@ -135,10 +149,12 @@ def _both_counts(tokens: int | None, counts: Sequence[int], layers: Sequence[int
 
 
 def _noise(fed: Sequence[Tensor] | None, sizes: Sequence[int], seed: int) -> Iterator[Callable[[Any], Tensor]]:
-    """For each of the pools of `sizes`, `draw(view) -> [I, size]` in [0, 1): fed, or drawn per image whatever the batch."""
+    """For each pool of `sizes`, `draw(view) -> [I, size]` in [0, 1): fed, or drawn per image whatever the batch."""
     lengths = None if fed is None else [len(x) for x in fed]
     if lengths not in (None, list(sizes)):
-        raise VisionDropError(f"noise of lengths {lengths}: give one 1-D tensor for each stage that prunes, of lengths {list(sizes)}")
+        raise VisionDropError(
+            f"noise of lengths {lengths}: give one 1-D tensor for each stage that prunes, of lengths {list(sizes)}"
+        )
 
     def source(stage: int, size: int) -> Callable[[Any], Tensor]:
         def draw(view) -> Tensor:
@@ -155,7 +171,7 @@ def _noise(fed: Sequence[Tensor] | None, sizes: Sequence[int], seed: int) -> Ite
 
 
 def find_raters(view) -> None:
-    """Store in `view.memory` which text tokens behind the image rate it: [I, S + 1] float32 0/1 by place in the text."""
+    """Store in `view.memory` which text tokens behind the image rate it: [I, S + 1] 0/1 by place in the text."""
     text, wanted = view.suffix_hidden()  # [I, S, D], [I, S]
     logits = view.hidden.float() @ text.float().transpose(1, 2)  # [I, n, S]
     fit = logits.masked_fill(~wanted[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)  # [I, S]
@@ -202,24 +218,3 @@ def selector(count: int, clusters: int, draw: Callable[[Any], Tensor]):
         return Selection(index, value, count, merged, fate.gather(1, merged), scores)
 
     return select
-
-
-def density_peaks(states: Tensor, clusters: int, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Density-peak clustering: centres are dense and far from anything denser.
-
-    Args:
-        states: [I, m, D] float32; clusters: C <= m; noise: [I, m] in [0, 1), breaks ties of density.
-
-    Returns:
-        (centres [I, C] long in 0 … m-1, strongest first; labels [I, m] long in 0 … C-1).
-    """
-    distance = torch.cdist(states, states) / states.shape[-1] ** 0.5  # [I, m, m]
-    near = distance.topk(clusters, dim=-1, largest=False).values
-    density = (-(near**2).mean(dim=-1)).exp() + noise * NOISE
-    denser = density[:, None, :] > density[:, :, None]
-    far = distance.flatten(1).amax(dim=1)[:, None, None]
-    separation = torch.where(denser, distance, far).amin(dim=-1)
-    centres = (density * separation).topk(clusters, dim=1).indices
-    to_centre = distance.gather(1, centres[:, :, None].expand(-1, -1, distance.shape[2]))  # [I, C, m]
-    own = torch.arange(clusters, device=centres.device).expand_as(centres)
-    return centres, to_centre.argmin(dim=1).scatter(1, centres, own)

@@ -35,7 +35,9 @@ def plan(
     amounts(tokens, dominant=dominant, contextual=contextual)
     if tokens is None:
         if dominant is None or contextual is None:
-            raise VisionDropError(f"dominant={dominant}, contextual={contextual}: give both, e.g. dominant=54, contextual=10")
+            raise VisionDropError(
+                f"dominant={dominant}, contextual={contextual}: give both, e.g. dominant=54, contextual=10"
+            )
         kept = integer("dominant", dominant, 1, shape.patches)
         merged = integer("contextual", contextual, 0, shape.patches - kept)
     else:
