@@ -34,7 +34,9 @@ def find(name: str, runs: Path) -> Path:
     """
     if (Path(name) / "row.json").is_file():
         return Path(name)
-    found = sorted(p.parent for p in runs.glob("*/row.json") if name in (p.parent.name, p.parent.name.rsplit("-", 1)[-1]))
+    found = sorted(
+        p.parent for p in runs.glob("*/row.json") if name in (p.parent.name, p.parent.name.rsplit("-", 1)[-1])
+    )
     if len(found) != 1:
         what = f"{len(found)} finished runs" if found else "no finished run"
         raise EvaluationError(f"{what} {name!r} below {runs}: give the folder that holds row.json and samples.jsonl")
@@ -51,7 +53,9 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         row = json.loads((folder / "row.json").read_text(encoding="utf-8"))
         return row, evaluate.read_samples(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise EvaluationError(f"{folder} holds no whole run ({type(error).__name__}): row.json or samples.jsonl is missing or damaged") from None
+        raise EvaluationError(
+            f"{folder} holds no whole run ({type(error).__name__}): row.json or samples.jsonl is missing or damaged"
+        ) from None
 
 
 def check_pair(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -75,14 +79,18 @@ def right_answers(benchmark: Benchmark, samples: list[dict[str, Any]]) -> dict[A
         ((metric, _),) = benchmark.headline.items()
         return {s["doc_id"]: s[metric]["prediction"] == s[metric]["ground_truth"] for s in samples}
     if benchmark.counts == "mme":
-        return {s["doc_id"]: bool((s.get("mme_perception_score") or s["mme_cognition_score"])["score"]) for s in samples}
+        return {
+            s["doc_id"]: bool((s.get("mme_perception_score") or s["mme_cognition_score"])["score"]) for s in samples
+        }
     if benchmark.counts == "mmbench":
         ((_, (_, counts)),) = scores.terms(benchmark, samples).items()
         return {index: bool(value) for index, value, _ in counts}
     return None
 
 
-def of_metric(benchmark: Benchmark, samples: list[dict[str, Any]], metric: str) -> tuple[scores.Terms, dict[Any, bool] | None]:
+def of_metric(
+    benchmark: Benchmark, samples: list[dict[str, Any]], metric: str
+) -> tuple[scores.Terms, dict[Any, bool] | None]:
     """Counts and right answers for the mean of one metric over the samples that have it.
 
     Raises:
@@ -143,13 +151,21 @@ def paired_bootstrap(a: scores.Terms, b: scores.Terms, resamples: int = RESAMPLE
         groups[asked[i].tobytes()].append(i)
     sums = [[np.zeros((resamples, len(weights))) for _ in range(2)] for _ in stacks]
     for members in groups.values():
-        drawn = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples).astype(float)
+        drawn = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples).astype(
+            float
+        )
         for total, stack in zip(sums, stacks):
             for part, array in zip(total, stack):
                 part += drawn @ array[members]
     differences = score(*sums[0]) - score(*sums[1])
     low, high = (float(x) for x in np.percentile(differences, [2.5, 97.5]))
-    return {"a": plain[0], "b": plain[1], "difference": plain[0] - plain[1], "interval": [low, high], "images": len(clusters)}
+    return {
+        "a": plain[0],
+        "b": plain[1],
+        "difference": plain[0] - plain[1],
+        "interval": [low, high],
+        "images": len(clusters),
+    }
 
 
 def compare(folder_a: Path, folder_b: Path, metric: str | None = None) -> dict[str, Any]:
@@ -158,7 +174,9 @@ def compare(folder_a: Path, folder_b: Path, metric: str | None = None) -> dict[s
     check_pair(row_a, row_b)
     benchmark = benchmarks.get(row_a["benchmark"], row_a["protocol"])
     if metric is None and benchmark.counts is None:
-        raise EvaluationError(f"{benchmark.title}, protocol {benchmark.protocol}, is scored by a server: nothing can be paired here")
+        raise EvaluationError(
+            f"{benchmark.title}, protocol {benchmark.protocol}, is scored by a server: nothing can be paired here"
+        )
     if metric is None:
         parts = [scores.terms(benchmark, s) for s in (samples_a, samples_b)]
         right = [right_answers(benchmark, s) for s in (samples_a, samples_b)]
@@ -184,13 +202,19 @@ def _label(row: dict[str, Any]) -> str:
 def report(result: dict[str, Any]) -> str:
     """The comparison for a person."""
     what = f"{result['benchmark']} ({result['protocol']})" + (f", {result['metric']}" if result["metric"] else "")
-    lines = [f"{what}: n = {result['n']} questions on {result['images']} images" + (", partial" if result["partial"] else "")]
+    lines = [
+        f"{what}: n = {result['n']} questions on {result['images']} images" + (", partial" if result["partial"] else "")
+    ]
     lines += [f"  {name} {result['labels'][i]:<44}{result[name.lower()]:9.2f}" for i, name in enumerate("AB")]
     low, high = result["interval"]
     verdict = "the interval contains 0" if low <= 0 <= high else "the interval excludes 0"
-    lines.append(f"  A - B {result['difference']:+.2f}, paired bootstrap 95 % interval {low:+.2f} … {high:+.2f} ({verdict})")
+    lines.append(
+        f"  A - B {result['difference']:+.2f}, paired bootstrap 95 % interval {low:+.2f} … {high:+.2f} ({verdict})"
+    )
     if "p" in result:
-        lines.append(f"  only A right {result['only_a']}, only B right {result['only_b']}: McNemar exact p = {result['p']:.3g}")
+        lines.append(
+            f"  only A right {result['only_a']}, only B right {result['only_b']}: McNemar exact p = {result['p']:.3g}"
+        )
     else:
         lines.append("  no McNemar test: answers are graded, not right or wrong")
     return "\n".join(lines)

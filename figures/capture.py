@@ -78,7 +78,12 @@ def figure3(probe: Probe, scenes: Scenes, count: int) -> dict:
         if used == count:
             break
     about = {"at": layer, "keep": keep, "pictures": used, "rules": list(RULES)}
-    return {"images": np.stack(images), "kept": np.stack(kept), "retention": np.stack([total[r] / used for r in RULES]), "about": about}
+    return {
+        "images": np.stack(images),
+        "kept": np.stack(kept),
+        "retention": np.stack([total[r] / used for r in RULES]),
+        "about": about,
+    }
 
 
 def figure4(probe: Probe, scenes: Scenes) -> dict:
@@ -96,7 +101,13 @@ def figure4(probe: Probe, scenes: Scenes) -> dict:
             answers.append(probe.answer(image, question))
         at = [s.layer for s in handle.plan.stages]
     unpruned = [probe.answer(image, question) for question, _ in pair]
-    about = {"questions": [q for q, _ in pair], "answers": answers, "unpruned_answers": unpruned, "at": at, "tokens": BUDGET}
+    about = {
+        "questions": [q for q, _ in pair],
+        "answers": answers,
+        "unpruned_answers": unpruned,
+        "at": at,
+        "tokens": BUDGET,
+    }
     return {"image": image, "needed": np.stack([n for _, n in pair]), "kept": np.stack(kept), "about": about}
 
 
@@ -136,9 +147,13 @@ def read(file: Path) -> tuple[dict, dict]:
         return arrays, json.loads(str(arrays.pop("about")))
     except FileNotFoundError:
         name = file.name.split("-")[0]
-        raise EvaluationError(f"there is no {file}: make it with bash scripts/figures/{name}.sh, or python -m figures.capture {name}") from None
+        raise EvaluationError(
+            f"there is no {file}: make it with bash scripts/figures/{name}.sh, or python -m figures.capture {name}"
+        ) from None
     except (OSError, ValueError, KeyError) as error:
-        raise EvaluationError(f"{file} is damaged ({error}): delete it and run python -m figures.capture again") from None
+        raise EvaluationError(
+            f"{file} is damaged ({error}): delete it and run python -m figures.capture again"
+        ) from None
 
 
 def file_of(figure: str, model: str | None, folder: Path = OUT) -> Path:
@@ -166,7 +181,11 @@ def main(argv: list[str] | None = None) -> int:
         probe = Probe(args.model or str(settings.ROOT / settings.variant("figure2")[0].models[0]), args.device)
         scenes = Scenes(args.image, args.question, probe.grid * 14)
         for name in wanted:
-            found = figure3(probe, scenes, args.count) if name == "figure3" else {"figure1": figure1, "figure4": figure4}[name](probe, scenes)
+            found = (
+                figure3(probe, scenes, args.count)
+                if name == "figure3"
+                else {"figure1": figure1, "figure4": figure4}[name](probe, scenes)
+            )
             write(found, probe, file_of(name, args.model, args.out))
     except VisionDropError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -106,12 +106,22 @@ def value_of(row: pd.Series, column: Column) -> tuple[float, float, float, int, 
     return 100 * share, 100 * low, 100 * high, n, f"Wilson over {n} questions"
 
 
-def cell(table: pd.DataFrame, variant: Variant, model: str, entry: Entry, column: Column, questions: str | None) -> dict:
+def cell(
+    table: pd.DataFrame, variant: Variant, model: str, entry: Entry, column: Column, questions: str | None
+) -> dict:
     """One cell in long form; `questions` is the fingerprint that the unpruned row was asked, if known."""
     found, reason = pick(table, variant, model, entry, column)
     if not found.empty and questions is not None and (found["questions"] != questions).any():
         found, reason = found.iloc[:0], "asked other questions or prompts than the unpruned row"
-    out: dict[str, Any] = {"ours": np.nan, "low": np.nan, "high": np.nan, "n": None, "interval": "", "run": "", "note": reason}
+    out: dict[str, Any] = {
+        "ours": np.nan,
+        "low": np.nan,
+        "high": np.nan,
+        "n": None,
+        "interval": "",
+        "run": "",
+        "note": reason,
+    }
     if not found.empty:
         values = [value_of(row, column) for _, row in found.iterrows()]
         ours, low, high = (float(np.mean([v[i] for v in values])) for i in range(3))
@@ -129,7 +139,12 @@ def comparable(column: Column, protocol: str) -> str | None:
     ours, theirs = spec_of(column.benchmark, protocol), spec_of(column.benchmark, "paper")
     if ours is None or theirs is None:
         return f"{column.benchmark} has no paper protocol here"
-    if (ours.task, ours.split, ours.headline, ours.server) != (theirs.task, theirs.split, theirs.headline, theirs.server):
+    if (ours.task, ours.split, ours.headline, ours.server) != (
+        theirs.task,
+        theirs.split,
+        theirs.headline,
+        theirs.server,
+    ):
         return f"the {protocol} protocol asks {ours.task}, split {ours.split}; the paper's is {theirs.task}, split {theirs.split}"
     return None
 
@@ -146,8 +161,17 @@ def long_table(variant: Variant, model: str, table: pd.DataFrame) -> pd.DataFram
         barrier = comparable(column, variant.protocol) if variant.published is not None else None
         for number, entry in enumerate(variant.entries):
             line = cell(table, variant, model, entry, column, base.get("questions"))
-            line |= {"paper": np.nan, "entry": number, "tokens": entry.tokens, "method": entry.method, "label": entry.label}
-            line |= {"options": json.dumps(entry.options, sort_keys=True) if entry.options else "", "control": entry.control}
+            line |= {
+                "paper": np.nan,
+                "entry": number,
+                "tokens": entry.tokens,
+                "method": entry.method,
+                "label": entry.label,
+            }
+            line |= {
+                "options": json.dumps(entry.options, sort_keys=True) if entry.options else "",
+                "control": entry.control,
+            }
             line |= {"column": column.key, "head": column.head, "group": column.group}
             if variant.published is not None:
                 if barrier is None:

@@ -29,7 +29,9 @@ def draw(arrays: dict, about: dict, name: str, out: Path) -> None:
     """The picture on the left, a map per depth on the right; upper row image-to-image, lower row text-to-image."""
     style.use()
     depths, grid = about["at"], about["grid"]
-    figure, axes = plt.subplots(2, len(depths) + 1, figsize=(style.PAGE, 3.3), gridspec_kw={"width_ratios": [1.0] + [1] * len(depths)})
+    figure, axes = plt.subplots(
+        2, len(depths) + 1, figsize=(style.PAGE, 3.3), gridspec_kw={"width_ratios": [1.0] + [1] * len(depths)}
+    )
     axes[0, 0].imshow(arrays["image"])
     style.bare(axes[0, 0])
     if arrays["needed"].any():
@@ -42,7 +44,9 @@ def draw(arrays: dict, about: dict, name: str, out: Path) -> None:
         for column, layer in enumerate(depths, start=1):
             shown = np.clip(relative(arrays[kind][column - 1]), *LIMITS).reshape(grid, grid)
             map_axes = axes[row, column]
-            mesh = map_axes.imshow(shown, cmap=style.MAP, norm=LogNorm(*LIMITS), extent=(-0.5, 335.5, 335.5, -0.5), interpolation="nearest")
+            mesh = map_axes.imshow(
+                shown, cmap=style.MAP, norm=LogNorm(*LIMITS), extent=(-0.5, 335.5, 335.5, -0.5), interpolation="nearest"
+            )
             if arrays["needed"].any():
                 pictures.outline(map_axes, arrays["needed"], 336)
             style.bare(map_axes)
@@ -59,8 +63,13 @@ def draw(arrays: dict, about: dict, name: str, out: Path) -> None:
 
 def text(arrays: dict, about: dict) -> str:
     """The numbers behind the maps."""
-    lines = [f"model {about['model']} ({about['model_fingerprint']}), question: {about['question']}", f"answer: {about['answer']}"]
-    lines.append("map              before layer   needed patches / mean   mean row (0 top, 1 bottom)   share of top tenth")
+    lines = [
+        f"model {about['model']} ({about['model_fingerprint']}), question: {about['question']}",
+        f"answer: {about['answer']}",
+    ]
+    lines.append(
+        "map              before layer   needed patches / mean   mean row (0 top, 1 bottom)   share of top tenth"
+    )
     for kind, label in KINDS:
         for score, layer in zip(arrays[kind], about["at"]):
             share, grid = score / score.sum(), about["grid"]

@@ -35,9 +35,17 @@ def draw(arrays: dict, about: dict, name: str, out: Path) -> None:
         for column in range(count):
             pictures.kept(axes[row, column], arrays["images"][column], arrays["kept"][column, rules.index(rule)])
         axes[row, 0].set_ylabel(NAMES[rule])
-    upper.suptitle(f"(a) the {about['keep']} of {about['grid'] ** 2} patches kept before layer {about['at']}", x=0.01, ha="left", fontsize=8, fontweight="bold")
+    upper.suptitle(
+        f"(a) the {about['keep']} of {about['grid'] ** 2} patches kept before layer {about['at']}",
+        x=0.01,
+        ha="left",
+        fontsize=8,
+        fontweight="bold",
+    )
     below = lower.subplots(1, len(rules) + 1, gridspec_kw={"width_ratios": [1] * len(rules) + [1.15]})
-    lower.suptitle(f"(b) how often a patch is kept, {about['pictures']} pictures", x=0.01, ha="left", fontsize=8, fontweight="bold")
+    lower.suptitle(
+        f"(b) how often a patch is kept, {about['pictures']} pictures", x=0.01, ha="left", fontsize=8, fontweight="bold"
+    )
     grid = about["grid"]
     for axis, rule in zip(below, rules):
         mesh = axis.imshow(arrays["retention"][rules.index(rule)].reshape(grid, grid), cmap=style.MAP, vmin=0, vmax=1)
@@ -45,14 +53,23 @@ def draw(arrays: dict, about: dict, name: str, out: Path) -> None:
         style.bare(axis)
     place = below[0].inset_axes((0.55, -0.3, 3.0, 0.075))
     place.set_in_layout(False)
-    bar = lower.colorbar(mesh, cax=place, orientation="horizontal", label="share of pictures in which the patch is kept")
+    bar = lower.colorbar(
+        mesh, cax=place, orientation="horizontal", label="share of pictures in which the patch is kept"
+    )
     bar.outline.set_linewidth(0.4)
     _profile(below[-1], arrays["retention"], about)
-    lower.legend(*below[-1].get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=6.5, columnspacing=1.0)
+    lower.legend(
+        *below[-1].get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=6.5, columnspacing=1.0
+    )
     style.save(figure, name, text(arrays, about), out)
 
 
-LINES = {"text": (style.ORANGE, "-", "v"), "causal": (style.BLUE, "-", "o"), "queries": (style.GREEN, "--", "s"), "bidirectional": (style.SKY, "-.", "^")}
+LINES = {
+    "text": (style.ORANGE, "-", "v"),
+    "causal": (style.BLUE, "-", "o"),
+    "queries": (style.GREEN, "--", "s"),
+    "bidirectional": (style.SKY, "-.", "^"),
+}
 SHORT = {"text": "text", "causal": "causal", "queries": "per query", "bidirectional": "no mask"}
 
 
@@ -61,7 +78,16 @@ def _profile(axis, retention: np.ndarray, about: dict) -> None:
     grid = about["grid"]
     for rule, share in zip(about["rules"], retention):
         color, line, marker = LINES[rule]
-        axis.plot(share.reshape(grid, grid).mean(1), np.arange(grid), line, color=color, marker=marker, markevery=(3, 6), markersize=3.5, label=SHORT[rule])
+        axis.plot(
+            share.reshape(grid, grid).mean(1),
+            np.arange(grid),
+            line,
+            color=color,
+            marker=marker,
+            markevery=(3, 6),
+            markersize=3.5,
+            label=SHORT[rule],
+        )
     axis.axvline(about["keep"] / grid**2, color=style.GREY, linestyle=":", linewidth=0.8, label="even")
     axis.set_ylim(grid - 0.5, -0.5)
     axis.set_xlim(0, 1.04)
@@ -94,8 +120,12 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 def text(arrays: dict, about: dict) -> str:
     """The bias in numbers."""
-    lines = [f"model {about['model']} ({about['model_fingerprint']}); {about['keep']} of {about['grid'] ** 2} patches kept before layer {about['at']}"]
-    lines.append(f"{about['pictures']} pictures. Without bias: mean row 0.500, quarters 0.250, rank correlation with raster position 0.")
+    lines = [
+        f"model {about['model']} ({about['model_fingerprint']}); {about['keep']} of {about['grid'] ** 2} patches kept before layer {about['at']}"
+    ]
+    lines.append(
+        f"{about['pictures']} pictures. Without bias: mean row 0.500, quarters 0.250, rank correlation with raster position 0."
+    )
     lines.append(f"{'score':<16}{'mean row':>10}   share of kept patches per quarter, top to bottom   rank correlation")
     for rule, share in zip(about["rules"], arrays["retention"]):
         found = bias(share, about["grid"])

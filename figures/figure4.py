@@ -33,8 +33,12 @@ def draw(arrays: dict, about: dict, name: str, out: Path) -> None:
         for stage in range(stages):
             mask = arrays["kept"][row, stage]
             pictures.kept(axes[row, stage + 1], arrays["image"], mask)
-            axes[row, stage + 1].set_title(f"stage {stage + 1}: {mask.sum()} patches" if row == 0 else f"{mask.sum()} patches")
-            axes[row, stage + 1].set_xlabel(f"before layer {about['at'][stage]}" + (f"\n{_hit(mask, needed)} patches" if needed.any() else ""))
+            axes[row, stage + 1].set_title(
+                f"stage {stage + 1}: {mask.sum()} patches" if row == 0 else f"{mask.sum()} patches"
+            )
+            axes[row, stage + 1].set_xlabel(
+                f"before layer {about['at'][stage]}" + (f"\n{_hit(mask, needed)} patches" if needed.any() else "")
+            )
     style.save(figure, name, text(arrays, about), out)
 
 
@@ -48,7 +52,9 @@ def _hit(mask: np.ndarray, needed: np.ndarray) -> str:
 
 def text(arrays: dict, about: dict) -> str:
     """Counts and the kept patches as characters."""
-    lines = [f"model {about['model']} ({about['model_fingerprint']}), PyramidDrop with text-guided scores, budget {about['tokens']} tokens"]
+    lines = [
+        f"model {about['model']} ({about['model_fingerprint']}), PyramidDrop with text-guided scores, budget {about['tokens']} tokens"
+    ]
     for row, question in enumerate(about["questions"]):
         lines.append(f"\nquestion: {question}\n{_answers(about, row)}")
         for stage, mask in enumerate(arrays["kept"][row]):

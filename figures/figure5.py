@@ -20,7 +20,12 @@ from visiondrop.plan import Plan
 
 STEP, BAR, TALL = 2.2, 0.62, 3.0  # distance of columns, width and full height of a token bar, in drawing units
 FLOOR = 1.0  # where bars stand
-WORDS = {"visual": "visual-to-visual\nattention", "row": "last text token's\nattention", "rows": "rater tokens'\nattention", "": "no attention"}
+WORDS = {
+    "visual": "visual-to-visual\nattention",
+    "row": "last text token's\nattention",
+    "rows": "rater tokens'\nattention",
+    "": "no attention",
+}
 
 
 def columns(plan: Plan) -> list[dict]:
@@ -32,7 +37,15 @@ def columns(plan: Plan) -> list[dict]:
     for i, (start, stop) in enumerate(zip(edges, edges[1:])):
         if i == 0:
             parts = first.contextual * plan.shape.units if first else 0
-            why = ("[CLS]\nattention" if plan.method in ("visiondrop", "visionzip", "vispruner") else "reduction\nbefore the LLM") if first else ""
+            why = (
+                (
+                    "[CLS]\nattention"
+                    if plan.method in ("visiondrop", "visionzip", "vispruner")
+                    else "reduction\nbefore the LLM"
+                )
+                if first
+                else ""
+            )
         else:
             stage = plan.stages[i - 1]
             parts, why = stage.contextual, WORDS[stage.scoring]
@@ -48,12 +61,29 @@ def draw(plan: Plan, name: str, out: Path) -> None:
     unit = TALL / plan.shape.tokens
     for i, column in enumerate(found):
         x, colour = i * STEP, style.GREY if i == 0 else style.SKY
-        box = FancyBboxPatch((x - 0.72, 0), 1.44, 0.62, boxstyle="round,pad=0.02,rounding_size=0.12", linewidth=0.7, edgecolor="black", facecolor="#EFEFEF" if i == 0 else "#DCECF7")
+        box = FancyBboxPatch(
+            (x - 0.72, 0),
+            1.44,
+            0.62,
+            boxstyle="round,pad=0.02,rounding_size=0.12",
+            linewidth=0.7,
+            edgecolor="black",
+            facecolor="#EFEFEF" if i == 0 else "#DCECF7",
+        )
         axes.add_patch(box)
         axes.text(x, 0.31, column["box"], ha="center", va="center")
         _bar(axes, x, column, unit, colour)
         if i:
-            axes.add_patch(FancyArrowPatch((x - STEP + 0.76, 0.31), (x - 0.76, 0.31), arrowstyle="-|>", mutation_scale=8, linewidth=0.8, color="black"))
+            axes.add_patch(
+                FancyArrowPatch(
+                    (x - STEP + 0.76, 0.31),
+                    (x - 0.76, 0.31),
+                    arrowstyle="-|>",
+                    mutation_scale=8,
+                    linewidth=0.8,
+                    color="black",
+                )
+            )
             _stage(axes, x - STEP / 2, i, column)
     axes.text(STEP / 2, 0.14, "projector", ha="center", va="center", fontsize=6.5)
     axes.set_xlim(-0.85, (len(found) - 1) * STEP + 0.85)
@@ -69,8 +99,25 @@ def _bar(axes, x: float, column: dict, unit: float, colour: str) -> None:
     dominant, contextual = (column["count"] - column["contextual"]) * unit, column["contextual"] * unit
     axes.add_patch(Rectangle((x - BAR / 2, FLOOR), BAR, dominant, facecolor=colour, edgecolor="black", linewidth=0.5))
     if contextual:
-        axes.add_patch(Rectangle((x - BAR / 2, FLOOR + dominant), BAR, contextual, facecolor="white", edgecolor="black", hatch="//////", linewidth=0.5))
-    axes.text(x, FLOOR + dominant + contextual + 0.08, f"{column['count']} tokens", ha="center", va="bottom", fontweight="bold")
+        axes.add_patch(
+            Rectangle(
+                (x - BAR / 2, FLOOR + dominant),
+                BAR,
+                contextual,
+                facecolor="white",
+                edgecolor="black",
+                hatch="//////",
+                linewidth=0.5,
+            )
+        )
+    axes.text(
+        x,
+        FLOOR + dominant + contextual + 0.08,
+        f"{column['count']} tokens",
+        ha="center",
+        va="bottom",
+        fontweight="bold",
+    )
     if column["contextual"]:
         parts = f"{column['count'] - column['contextual']} + {column['contextual']}"
         axes.text(x, FLOOR + dominant + contextual + 0.42, parts, ha="center", va="bottom", fontsize=6.5)
@@ -81,7 +128,9 @@ def _stage(axes, x: float, number: int, column: dict) -> None:
     if not column["why"]:
         return
     axes.plot([x, x], [0.42, FLOOR + 1.28], color=style.RED, linewidth=0.9, linestyle=(0, (3, 2)))
-    axes.text(x, FLOOR + 1.78, f"stage {number}", ha="center", va="bottom", color=style.RED, fontweight="bold", fontsize=7)
+    axes.text(
+        x, FLOOR + 1.78, f"stage {number}", ha="center", va="bottom", color=style.RED, fontweight="bold", fontsize=7
+    )
     axes.text(x, FLOOR + 1.72, column["why"], ha="center", va="top", fontsize=6, linespacing=1.0)
 
 

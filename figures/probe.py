@@ -29,11 +29,15 @@ class Probe:
         layers: decoder layers; grid: patches along one side.
     """
 
-    def __init__(self, path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, conversation: str = "vicuna_v1"):
+    def __init__(
+        self, path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, conversation: str = "vicuna_v1"
+    ):
         """Load the checkpoint; errors are those of `load_pretrained_model`."""
         self.path, self.conversation = path, conversation
         name = get_model_name_from_path(path)
-        self.tokenizer, self.model, self.processor, _ = load_pretrained_model(path, None, name, device_map=device, torch_dtype=dtype)
+        self.tokenizer, self.model, self.processor, _ = load_pretrained_model(
+            path, None, name, device_map=device, torch_dtype=dtype
+        )
         self.model.eval()
         self.stack = self.model.model
         self.layers = len(self.stack.layers)
@@ -75,7 +79,9 @@ class Probe:
         self.model(input_ids=self.prompt(question), images=self.pixels(image), image_sizes=[image.shape[1::-1]])
 
     @torch.inference_mode()
-    def received(self, image: np.ndarray, question: str, layer: int, rules: tuple[str, ...] = RULES) -> dict[str, np.ndarray]:
+    def received(
+        self, image: np.ndarray, question: str, layer: int, rules: tuple[str, ...] = RULES
+    ) -> dict[str, np.ndarray]:
         """Scores of all patches by each rule at the entry of a decoder layer: rule -> float32 [n].
 
         Args:
@@ -92,7 +98,9 @@ class Probe:
                 row = scores.attention_rows(query[:, :, -1:], key, scale, None)[0, 0]
                 out[rule] = row[start : start + n]
             else:
-                out[rule] = scores.received(query[:, :, start : start + n], key[:, :, : start + n], scale, None, rule)[0]
+                out[rule] = scores.received(query[:, :, start : start + n], key[:, :, : start + n], scale, None, rule)[
+                    0
+                ]
         return {rule: value.float().cpu().numpy() for rule, value in out.items()}
 
     def _entry(self, image: np.ndarray, question: str, layer: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:

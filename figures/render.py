@@ -24,7 +24,9 @@ class Style:
     escape: Callable[[str], str]
 
 
-MARKDOWN = Style(lambda s: f"**{s}**", lambda s: f"<u>{s}</u>", lambda s: f"<sup>{s}</sup>", lambda s: s.replace("|", "\\|"))
+MARKDOWN = Style(
+    lambda s: f"**{s}**", lambda s: f"<u>{s}</u>", lambda s: f"<sup>{s}</sup>", lambda s: s.replace("|", "\\|")
+)
 LATEX = Style(
     lambda s: f"\\textbf{{{s}}}",
     lambda s: f"\\underline{{{s}}}",
@@ -77,7 +79,9 @@ def _ours(cell: pd.Series, style: Style, notes: Notes, digits: int) -> str:
     return text + (style.note(notes.mark(note)) if note else "")
 
 
-def body(cells: pd.DataFrame, extra: pd.DataFrame, style: Style, notes: Notes, digits: int = 2) -> list[tuple[str, list[str]]]:
+def body(
+    cells: pd.DataFrame, extra: pd.DataFrame, style: Style, notes: Notes, digits: int = 2
+) -> list[tuple[str, list[str]]]:
     """Lines of a table as (budget, texts), without mark-up of the language.
 
     Args:
@@ -112,7 +116,9 @@ def heads(cells: pd.DataFrame, style: Style, unit: str) -> list[str]:
     return [*out, "mean tokens", unit]
 
 
-def markdown(title: str, caption: list[str], head: list[str], lines: list[tuple[str, list[str]]], notes: Notes, word: str) -> str:
+def markdown(
+    title: str, caption: list[str], head: list[str], lines: list[tuple[str, list[str]]], notes: Notes, word: str
+) -> str:
     """A table per budget would hide the comparison: budgets are separator rows of one table."""
     out = [f"# {title}", "", *caption, "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     budget = None
@@ -125,14 +131,18 @@ def markdown(title: str, caption: list[str], head: list[str], lines: list[tuple[
     return "\n".join(out).rstrip() + "\n"
 
 
-def latex(title: str, caption: list[str], head: list[str], lines: list[tuple[str, list[str]]], notes: Notes, word: str) -> str:
+def latex(
+    title: str, caption: list[str], head: list[str], lines: list[tuple[str, list[str]]], notes: Notes, word: str
+) -> str:
     """A booktabs tabular."""
     out = [f"% {title}", "\\begin{tabular}{l" + "r" * (len(head) - 1) + "}", "\\toprule"]
     out += [" & ".join(head) + " \\\\", "\\midrule"]
     budget = None
     for tokens, texts in lines:
         if tokens != budget:
-            out += ([] if budget is None else ["\\midrule"]) + [f"\\multicolumn{{{len(head)}}}{{l}}{{\\textit{{{tokens} {word}}}}} \\\\"]
+            out += ([] if budget is None else ["\\midrule"]) + [
+                f"\\multicolumn{{{len(head)}}}{{l}}{{\\textit{{{tokens} {word}}}}} \\\\"
+            ]
             budget = tokens
         out.append(" & ".join(t.replace("Δ", "$\\Delta$").replace(DASH, "---") for t in texts) + " \\\\")
     out += ["\\bottomrule", "\\end{tabular}"]

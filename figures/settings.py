@@ -138,13 +138,22 @@ def variant(name: str, model: str | None = None) -> tuple[Variant, str]:
 
     Args:
         name: "table1", "figure2", …
-        model: checkpoint folder or hub id; default: the testbed.  A model that no variant lists is taken for one of
-            the paper's when it has no testbed name, so that one's own checkpoint gets the paper's layout.
+        model: checkpoint folder or hub id; default: the testbed.  A model that nothing lists is taken for one of the
+            paper's kind.
+
+    Raises:
+        EvaluationError: the model belongs to another table.
     """
-    variants = load()[name]
+    everything = load()
+    variants = everything[name]
     model = model or variants["testbed"].models[0]
     short = Path(model).name if Path(model).is_dir() or model.startswith((".", "/", "~")) else model
     for entry in variants.values():
         if model in entry.models or short in entry.models:
             return entry, Path(model).name if entry.kind == "testbed" else short
+    for other, entries in everything.items():
+        if any(short in entry.models for entry in entries.values()):
+            raise EvaluationError(
+                f"{model} is a model of {other}; {name} is about {', '.join(variants['paper'].models)}"
+            )
     return variants["paper"], short

@@ -20,7 +20,9 @@ OUT = ROOT / "results" / "figures"
 COLUMN, PAGE = 3.35, 7.0  # inches: one column, full width
 MAP = "cividis"
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
+)
 GREY = "#7F7F7F"
 METHODS = {  # method: (colour, marker, line style)
     "none": (BLACK, "*", ":"),
@@ -60,6 +62,7 @@ SETTINGS = {
     "errorbar.capsize": 2,
     "hatch.linewidth": 0.6,
     "legend.frameon": False,
+    "legend.handlelength": 2.8,
     "figure.dpi": 100,
     "savefig.dpi": 300,
     "pdf.fonttype": 42,

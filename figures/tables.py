@@ -34,7 +34,11 @@ def result_files(given: list[Path] | None) -> list[Path]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments shared by all tables and by the figures made of rows."""
     parser.add_argument("--model", help="as given to eval.run; default: the testbed")
-    parser.add_argument("--protocol", choices=benchmarks.PROTOCOLS, help="default: paper for the paper's models, offline for the testbed")
+    parser.add_argument(
+        "--protocol",
+        choices=benchmarks.PROTOCOLS,
+        help="default: paper for the paper's models, offline for the testbed",
+    )
     parser.add_argument("--results", type=Path, nargs="+", metavar="FILE", help="rows; default: results/*.jsonl")
 
 
@@ -67,7 +71,9 @@ def costs(variant: Variant, lines: pd.DataFrame) -> pd.DataFrame:
     for number, entry in enumerate(variant.entries):
         means = sorted(lines.loc[lines["entry"] == number, "mean_tokens"].dropna().unique())
         try:
-            plan = visiondrop.plan(entry.method, None if entry.is_base else entry.tokens, shape=variant.shape, options=entry.options)
+            plan = visiondrop.plan(
+                entry.method, None if entry.is_base else entry.tokens, shape=variant.shape, options=entry.options
+            )
         except VisionDropError as error:
             plan, notes = None, [str(error)]
         else:
@@ -88,9 +94,13 @@ def caption(variant: Variant, model: str, table: pd.DataFrame) -> list[str]:
     """What a reader must know before the numbers."""
     mine = table[table["model"] == model]
     made = f"rows of {mine['date'].min()[:10]} to {mine['date'].max()[:10]}" if len(mine) else "no rows yet"
-    lines = [f"Model `{model}`, protocol {variant.protocol}, {made}. Budgets are mean visual tokens per LLM layer. {CAPTIONS[variant.average]}"]
+    lines = [
+        f"Model `{model}`, protocol {variant.protocol}, {made}. Budgets are mean visual tokens per LLM layer. {CAPTIONS[variant.average]}"
+    ]
     if variant.kind == "testbed":
-        lines.append("A small stand-in trained on drawn scenes, not a reproduction of the paper's models; brackets are 95 % intervals.")
+        lines.append(
+            "A small stand-in trained on drawn scenes, not a reproduction of the paper's models; brackets are 95 % intervals."
+        )
     else:
         lines.append(
             "Paper, ours, and their difference Δ; brackets are 95 % intervals of ours. FLOPs: prefill of one image and 63 text tokens "
@@ -108,12 +118,16 @@ def build(variant: Variant, model: str, table: pd.DataFrame) -> dict[str, str]:
     lines = cells.long_table(variant, model, table)
     every = pd.concat([lines, cells.averages(variant, lines)], ignore_index=True)
     extra, unit = costs(variant, lines), "TFLOPs" if variant.kind == "paper" else "GFLOPs"
-    title = f"{variant.name.capitalize().replace('Table', 'Table ')}: {variant.title}" + ("" if variant.kind == "paper" else " (testbed)")
+    title = f"{variant.name.capitalize().replace('Table', 'Table ')}: {variant.title}" + (
+        "" if variant.kind == "paper" else " (testbed)"
+    )
     out = {".csv": render.csv(every)}
     for suffix, style, write in ((".md", render.MARKDOWN, render.markdown), (".tex", render.LATEX, render.latex)):
         notes = render.Notes()
         text = render.body(every, extra, style, notes)
-        out[suffix] = write(title, caption(variant, model, table), render.heads(every, style, unit), text, notes, "tokens")
+        out[suffix] = write(
+            title, caption(variant, model, table), render.heads(every, style, unit), text, notes, "tokens"
+        )
     return out
 
 

@@ -10,7 +10,9 @@ from eval.settings import parse_options
 MODEL = "liuhaotian/llava-v1.5-7b"
 
 
-def row(benchmark: str, score: float | None, method: str = "none", tokens: int | None = 576, **changes: Any) -> dict[str, Any]:
+def row(
+    benchmark: str, score: float | None, method: str = "none", tokens: int | None = 576, **changes: Any
+) -> dict[str, Any]:
     """A sealed row of a whole run under the paper protocol; `changes` replace fields."""
     spec = benchmarks.get(benchmark, changes.get("protocol", "paper"))
     options = parse_options(changes.pop("options", []))

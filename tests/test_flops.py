@@ -52,7 +52,10 @@ def run_staged(decoder, plan: Plan) -> None:
         run_layers(decoder, decoder.model.layers[start:stop], count + TEXT)
         if stop < 32:
             attention, states = decoder.model.layers[stop].self_attn, torch.empty(1, count + TEXT, 4096)
-            query, key, _ = (f(states).view(1, -1, 32, 128).transpose(1, 2) for f in (attention.q_proj, attention.k_proj, attention.v_proj))
+            query, key, _ = (
+                f(states).view(1, -1, 32, 128).transpose(1, 2)
+                for f in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
             query[:, :, :count] @ key.transpose(2, 3)
     decoder.lm_head(torch.empty(1, plan.counts[-1] + TEXT, 4096))
 
@@ -83,7 +86,9 @@ def test_temporal_attention_equals_the_counter():
 
 def test_projector_equals_the_counter():
     def projector():
-        torch.nn.Sequential(torch.nn.Linear(1024, 4096), torch.nn.GELU(), torch.nn.Linear(4096, 4096))(torch.empty(576, 1024))
+        torch.nn.Sequential(torch.nn.Linear(1024, 4096), torch.nn.GELU(), torch.nn.Linear(4096, 4096))(
+            torch.empty(576, 1024)
+        )
 
     assert flops.projector(DIMS, 576) == counted(projector)
 
@@ -158,7 +163,10 @@ PRINTED = [  # method, shape, tokens, options, TFLOPs
     *[("visionzip", NEXT, t, {}, f) for t, f in {640: 11.485, 320: 7.061, 160: 4.889}.items()],
     # the 48 newlines are printed as kept, beside 490, 149, 640, 320, 160 visual tokens
     *[("fastv", NEXT_WITH_NEWLINES, None, {"k": 2, "keep": k + 48}, f) for k, f in {490: 12.378, 149: 8.003}.items()],
-    *[("fastv", NEXT_WITH_NEWLINES, None, {"k": 2, "keep": k + 48}, f) for k, f in {640: 14.338, 320: 10.182, 160: 8.143}.items()],
+    *[
+        ("fastv", NEXT_WITH_NEWLINES, None, {"k": 2, "keep": k + 48}, f)
+        for k, f in {640: 14.338, 320: 10.182, 160: 8.143}.items()
+    ],
     # PyramidDrop prunes newlines like patches (its page); the printed 22.68 keeps them, see the test below
 ]
 
@@ -171,7 +179,9 @@ def test_methods_and_budgets(method, shape, tokens, options, tflops):
 
 def test_pyramiddrop_with_newlines_kept():
     stages = tuple(Stage(8 * (i + 1), n + 48, None, 8 * (i + 1), "row") for i, n in enumerate((1440, 720, 360)))
-    assert Plan("pyramiddrop", NEXT_WITH_NEWLINES, stages=stages).ledger().flops / 1e12 == pytest.approx(22.68, rel=5e-3)
+    assert Plan("pyramiddrop", NEXT_WITH_NEWLINES, stages=stages).ledger().flops / 1e12 == pytest.approx(
+        22.68, rel=5e-3
+    )
 
 
 def test_video():
@@ -187,7 +197,9 @@ def test_lean_convention(tokens, lean):
 
 def test_lean_base():
     assert visiondrop.plan("none").ledger().lean_flops / 1e12 == pytest.approx(8.774, abs=5e-4)
-    assert visiondrop.plan("none", shape=NEXT_WITH_NEWLINES).ledger().lean_flops / 1e12 == pytest.approx(43.04, abs=5e-3)
+    assert visiondrop.plan("none", shape=NEXT_WITH_NEWLINES).ledger().lean_flops / 1e12 == pytest.approx(
+        43.04, abs=5e-3
+    )
 
 
 @pytest.mark.parametrize("tokens", [128, 64])

@@ -27,7 +27,17 @@ def test_cells_spot_checked_by_hand():
     one, two, four = (paper.load(f"table{i}.csv").set_index(["tokens", "method"]) for i in (1, 2, 4))
     assert one.loc[(32, "visiondrop"), NINE].tolist() == [52.79, 60.31, 52.91, 1572, 77.19, 69.41, 68.55, 53.56, 52.26]
     assert one.loc[(64, "vispruner"), "textvqa"] == 55.83 and one.loc[(192, "fastv"), "mmbench_cn"] == 48.43
-    assert two.loc[(320, "pyramiddrop"), NINE].tolist() == [57.08, 64.46, 56.67, 1672, 79.85, 69.91, 74.81, 54.57, 53.66]
+    assert two.loc[(320, "pyramiddrop"), NINE].tolist() == [
+        57.08,
+        64.46,
+        56.67,
+        1672,
+        79.85,
+        69.91,
+        74.81,
+        54.57,
+        53.66,
+    ]
     assert four.loc[(320, "visiondrop"), ["tflops", "memory_gb", "time_ms"]].tolist() == [7.70, 14.63, 216]
 
 

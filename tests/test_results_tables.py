@@ -41,7 +41,9 @@ def test_rows_fill_their_cells_and_only_those(tmp_path):
 def test_a_whole_paper_row_gives_the_average(tmp_path):
     made = [row(b, 50.0) for b in LOCAL + SERVER] + [row(b, 45.0, "visiondrop", 64) for b in LOCAL + SERVER]
     frame = long_form(tmp_path, *made)
-    assert frame.loc[(64, "visiondrop", "avg")].ours == pytest.approx(90) and frame.loc[(576, "none", "avg")].ours == 100
+    assert (
+        frame.loc[(64, "visiondrop", "avg")].ours == pytest.approx(90) and frame.loc[(576, "none", "avg")].ours == 100
+    )
     assert frame.loc[(64, "visiondrop", "avg")].delta == pytest.approx(90 - 95.22)
     assert len(filled(frame)) == 20
 
@@ -69,7 +71,11 @@ def test_an_average_needs_every_column(tmp_path):
 )
 def test_what_cannot_be_compared_stays_empty_with_a_reason(tmp_path, changes, reason):
     late = {"date": "2026-02-01T00:00:00Z"}  # the unpruned row is the newest, so its checkpoint counts
-    frame = long_form(tmp_path, row("gqa", **{"score": 56.5, "method": "visiondrop", "tokens": 64} | changes), row("gqa", 62.0, **late))
+    frame = long_form(
+        tmp_path,
+        row("gqa", **{"score": 56.5, "method": "visiondrop", "tokens": 64} | changes),
+        row("gqa", 62.0, **late),
+    )
     assert filled(frame) == {(576, "none", "gqa")}
     assert reason in frame.loc[(64, "visiondrop", "gqa")].note
     assert reason in (tmp_path / "table1-paper.md").read_text()
@@ -112,7 +118,10 @@ def test_seeds_are_averaged(tmp_path):
 
 
 def test_best_is_bold_and_second_underlined(tmp_path):
-    made = [row("gqa", s, m, 64) for m, s in (("fastv", 50.0), ("visionzip", 55.0), ("vispruner", 55.0), ("visiondrop", 54.0))]
+    made = [
+        row("gqa", s, m, 64)
+        for m, s in (("fastv", 50.0), ("visionzip", 55.0), ("vispruner", 55.0), ("visiondrop", 54.0))
+    ]
     long_form(tmp_path, row("gqa", 62.0), *made)
     text = (tmp_path / "table1-paper.md").read_text()
     assert text.count("**55.00**") == 2 and "<u>54.00</u>" not in text and "**62.00**" not in text
@@ -143,9 +152,16 @@ def test_metrics_of_one_benchmark_become_columns(tmp_path, monkeypatch):
     kinds = {c.metric: 0.75 for c in variant.columns if c.metric}
     one = row("gqa", 80.0, protocol="offline", model=model, metrics=kinds)
     one = rows.seal({**one, "benchmark": "testbed"})
-    frame = cells.long_table(variant, model, cells.load_rows([write(tmp_path, one)])).set_index(["tokens", "method", "column"])
+    frame = cells.long_table(variant, model, cells.load_rows([write(tmp_path, one)])).set_index(
+        ["tokens", "method", "column"]
+    )
     cell = frame.loc[(576, "none", "testbed:hop2")]
-    assert cell.ours == 75 and cell.n == 320 and cell.low == pytest.approx(70.0, abs=0.1) and cell.high == pytest.approx(79.4, abs=0.1)
+    assert (
+        cell.ours == 75
+        and cell.n == 320
+        and cell.low == pytest.approx(70.0, abs=0.1)
+        and cell.high == pytest.approx(79.4, abs=0.1)
+    )
     assert frame.loc[(576, "none", "testbed")].ours == 80 and pd.isna(cell.paper)
 
 
@@ -153,14 +169,19 @@ def test_metrics_of_one_benchmark_become_columns(tmp_path, monkeypatch):
 def test_every_entry_is_reachable(name):
     for variant in settings.load()[name].values():
         for entry in variant.entries:
-            plan = visiondrop.plan(entry.method, None if entry.is_base else entry.tokens, shape=variant.shape, options=entry.options)
+            plan = visiondrop.plan(
+                entry.method, None if entry.is_base else entry.tokens, shape=variant.shape, options=entry.options
+            )
             if entry.method != "sparsevlm" and not entry.is_base:
                 assert abs(plan.ledger().mean - entry.tokens) <= max(1, 0.005 * entry.tokens)
 
 
 def test_ablation_arms_have_the_paper_mean():
     for variant in settings.load()["figure6"].values():
-        assert {visiondrop.plan(e.method, e.tokens, shape=variant.shape, options=e.options).ledger().mean for e in variant.entries[1:]} == {128}
+        assert {
+            visiondrop.plan(e.method, e.tokens, shape=variant.shape, options=e.options).ledger().mean
+            for e in variant.entries[1:]
+        } == {128}
 
 
 def test_footnote_letters():
@@ -170,13 +191,21 @@ def test_footnote_letters():
 
 def committed() -> list:
     """Tables in the repository, with the rows they were made from (tracked files only)."""
-    listed = subprocess.run(["git", "ls-files", "results"], cwd=tables.ROOT, capture_output=True, text=True).stdout.split()
-    return [name for name in listed if name.startswith("results/tables/table") and name.endswith((".md", ".tex", ".csv")) and "table4" not in name]
+    listed = subprocess.run(
+        ["git", "ls-files", "results"], cwd=tables.ROOT, capture_output=True, text=True
+    ).stdout.split()
+    return [
+        name
+        for name in listed
+        if name.startswith("results/tables/table") and name.endswith((".md", ".tex", ".csv")) and "table4" not in name
+    ]
 
 
 @pytest.mark.parametrize("name", committed())
 def test_committed_tables_follow_from_committed_rows(name):
-    listed = subprocess.run(["git", "ls-files", "results"], cwd=tables.ROOT, capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files", "results"], cwd=tables.ROOT, capture_output=True, text=True
+    ).stdout.split()
     files = [tables.ROOT / f for f in listed if f.count("/") == 1 and f.endswith(".jsonl")]
     stem, _, suffix = name.rpartition("/")[2].rpartition(".")
     table, kind, *protocol = stem.split("-")

@@ -1,0 +1,243 @@
+"""Table 4: FLOPs at full size in the paper's convention, and time and memory as measured on a named machine.
+
+    python -m figures.table4                                 # draws from results/efficiency/*.jsonl
+    bash scripts/tables/table4.sh [--device cuda|cpu] [--size 7b|small]       # measures first, with random weights
+
+FLOPs need no machine and no checkpoint: they follow from the plans (visiondrop.flops, checked against torch's counter).
+Times need no checkpoint either, because every length follows from the plan.  A time is set beside the paper's only when it
+was taken at the paper's size on the paper's card.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+import visiondrop
+from eval.efficiency import record
+from figures import paper, render, timings
+from figures.tables import OUT, save
+from visiondrop.errors import VisionDropError
+from visiondrop.plan import VisualShape
+
+WEIGHTS_GB = 14.126  # 7.063 B parameters in 16 bits: what the paper's memory holds beside activations and caches
+PAPER_CARD = "3090"
+ONE, NEXT = VisualShape(), VisualShape(patches=576, units=5, nominal_units=5)
+WITH_NEWLINES = VisualShape(patches=576, units=5, nominal_units=5, length=2880 + 48)
+FLOPS = (  # label, method, budget, shape, row of the paper's table, remark
+    ("LLaVA-1.5", "none", None, ONE, 0, ""),
+    ("VisionDrop", "visiondrop", 64, ONE, 1, ""),
+    ("LLaVA-NeXT, 2880 + 48 newlines", "none", None, WITH_NEWLINES, 2, "the paper's value counts one newline token per row of the 2 x 2 grid of a square image"),
+    ("LLaVA-NeXT, fixed-2880", "none", None, NEXT, None, "without newline tokens; the layout whose token counts the paper prints"),
+    ("VisionDrop", "visiondrop", 320, NEXT, 3, "the derived schedule 480/352/258/190; the authors' LLaVA-NeXT code is not released"),
+)  # fmt: skip
+
+
+def flops() -> pd.DataFrame:
+    """One line per row of the table, both conventions in TFLOPs, and the paper's."""
+    printed, out = paper.load("table4.csv"), []
+    for label, method, tokens, shape, row, remark in FLOPS:
+        ledger = visiondrop.plan(method, tokens, shape=shape).ledger()
+        base = visiondrop.plan("none", shape=WITH_NEWLINES if shape.units > 1 else ONE).ledger()
+        told = float(printed.loc[row, "tflops"]) if row is not None else float("nan")
+        ours = ledger.flops / 1e12
+        out.append({"label": label, "method": method, "tokens": tokens or shape.nominal, "mean": ledger.mean, "paper": told, "ours": ours,
+                    "delta": ours - told, "delta_percent": 100 * (ours / told - 1), "lean": ledger.lean_flops / 1e12,
+                    "ratio": base.flops / ledger.flops, "lean_ratio": base.lean_flops / ledger.lean_flops, "note": remark})  # fmt: skip
+    return pd.DataFrame(out)
+
+
+def measured(files: list[Path]) -> pd.DataFrame:
+    """Timings in long form: one line per method, budget, crops, batch size and machine; the newest of equal ones."""
+    rows = [r for r in record.load(files) if r["kind"] == "phases"]
+    lines = []
+    for row in rows:
+        at = {
+            k: row[k]
+            for k in (
+                "device",
+                "dtype",
+                "attention",
+                "clock",
+                "threads",
+                "hidden",
+                "layers",
+                "units",
+                "batch",
+                "method",
+                "tokens",
+            )
+        }
+        for phase in ("encode", "select", "prefill", "decode"):
+            found = row["ms"][phase]
+            at |= {phase: found["median"], f"{phase}_min": found["min"], f"{phase}_max": found["max"]}
+        at |= {
+            "decode_tokens_per_s": row["decode_tokens_per_s"],
+            "memory_gb": row["memory_bytes"] / 1e9,
+            "rounds": row["ms"]["prefill"]["n"],
+        }
+        lines.append(at | {"date": row["date"], "commit": row["commit"]})
+    table = pd.DataFrame(lines)
+    if table.empty:
+        return table
+    table["total"] = table["encode"] + table["prefill"]
+    where = ["device", "dtype", "attention", "clock", "threads", "hidden", "layers", "units", "batch"]
+    table = table.sort_values("date", kind="stable").drop_duplicates([*where, "method", "tokens"], keep="last")
+    base = table[table["method"] == "none"].set_index(where)["total"]
+    table["speedup"] = [_over(base, tuple(row[k] for k in where), row["total"]) for _, row in table.iterrows()]
+    return table.sort_values([*where, "tokens", "method"], kind="stable", na_position="first", ignore_index=True)
+
+
+def _over(base: pd.Series, key: tuple, value: float) -> float:
+    return float(base.loc[key]) / value if key in base.index else float("nan")
+
+
+def flops_markdown(table: pd.DataFrame) -> list[str]:
+    """The FLOPs as Markdown lines."""
+    head = ["", "budget", "mean tokens", "paper", "ours", "Δ", "fewer", "lean", "lean, fewer"]
+    lines, notes = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)], render.Notes()
+    for row in table.itertuples():
+        delta = render.DASH if pd.isna(row.paper) else f"{row.delta:+.3f} ({row.delta_percent:+.2f} %)"
+        label = row.label + (f"<sup>{notes.mark(row.note)}</sup>" if row.note else "")
+        cells = [label, str(row.tokens), f"{row.mean:.1f}", render.number(row.paper), f"{row.ours:.3f}", delta]
+        lines.append(
+            "| " + " | ".join([*cells, f"{row.ratio:.2f}×", f"{row.lean:.3f}", f"{row.lean_ratio:.2f}×"]) + " |"
+        )
+    return lines + ["", *(f"<sup>{letter}</sup> {reason}  " for letter, reason in notes.lines())]
+
+
+def published_markdown() -> list[str]:
+    """The paper's memory and time, in words."""
+    rows = paper.load("table4.csv").itertuples()
+    told = "; ".join(
+        f"{r.label} {r.tokens}: {r.memory_gb - WEIGHTS_GB:.2f} GB above the weights, {r.time_ms} ms" for r in rows
+    )
+    return [f"Paper (RTX 3090, 24 GB; memory less {WEIGHTS_GB} GB of weights): {told}."]
+
+
+def _spread(row: pd.Series, phase: str) -> str:
+    digits = 1 if row[phase] >= 10 else 2
+    return f"{row[phase]:.{digits}f} ({row[f'{phase}_min']:.{digits}f} – {row[f'{phase}_max']:.{digits}f})"
+
+
+def times_markdown(table: pd.DataFrame) -> list[str]:
+    """One block per machine, size and number of crops."""
+    lines: list[str] = []
+    where = ["device", "dtype", "attention", "clock", "threads", "hidden", "layers", "units"]
+    for key, block in table.groupby(where, sort=False):
+        device, dtype, attention, clock, threads, hidden, layers, units = key
+        size = "7B" if (hidden, layers) == (4096, 32) else f"small stand-in (width {hidden}, {layers} layers)"
+        shape = "576 visual tokens" if units == 1 else f"{units} crops, {576 * units} visual tokens"
+        lines += [f"**{device}**, {size}, random weights, {dtype}, {attention}, {shape}, 63 text tokens; {clock}"
+                  + (f", {threads} thread{'s' if threads > 1 else ''}" if "cpu" in clock else "")
+                  + f"; medians of {block['rounds'].min()} rounds (min – max); measured {block['date'].max()[:10]}.", ""]  # fmt: skip
+        if (hidden, layers) != (4096, 32) or PAPER_CARD not in device:
+            lines += [
+                "Not comparable with the paper's times: another "
+                + ("size" if (hidden, layers) != (4096, 32) else "card")
+                + ".",
+                "",
+            ]
+        head = [
+            "batch",
+            "method",
+            "budget",
+            "encode ms",
+            "select ms",
+            "prefill ms",
+            "decode ms / step",
+            "decode tokens/s",
+            "memory above weights, GB",
+            "encode + prefill, faster",
+        ]
+        lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+        for _, row in block.iterrows():
+            budget = render.DASH if pd.isna(row["tokens"]) else f"{row['tokens']:.0f}"
+            memory = render.DASH if pd.isna(row["memory_gb"]) else f"{row['memory_gb']:.3f}"
+            phases = [_spread(row, p) for p in ("encode", "select", "prefill", "decode")]
+            speed = f"{row['speedup']:.2f}×" if pd.notna(row["speedup"]) else render.DASH
+            lines.append(
+                "| "
+                + " | ".join(
+                    [
+                        str(row["batch"]),
+                        row["method"],
+                        budget,
+                        *phases,
+                        f"{row['decode_tokens_per_s']:.1f}",
+                        memory,
+                        speed,
+                    ]
+                )
+                + " |"
+            )
+        lines.append("")
+    return lines
+
+
+CAPTION = [
+    "FLOPs in T, one prefill of one image and 63 text tokens at 7B size. *Ours* counts as the paper does: multiply-add 2, attention "
+    "in full, all 24 tower layers, the head on every position, and for VisionDrop the released code's recomputed projections. *Lean* "
+    "counts what is needed: 23 tower layers, causal attention, the head on the last position, scores from projections at hand.",
+]
+
+
+def build(files: list[Path]) -> dict[str, str]:
+    """Suffix -> file content, from the plans and the rows of the given files."""
+    table, times = flops(), measured(files)
+    text = [
+        "# Table 4: efficiency",
+        "",
+        *CAPTION,
+        "",
+        *flops_markdown(table),
+        "",
+        "## Time and memory",
+        "",
+        *published_markdown(),
+        "",
+    ]
+    text += times_markdown(times) if len(times) else ["No measurements yet: bash scripts/tables/table4.sh.", ""]
+    csv = table.round(4).to_csv(index=False, lineterminator="\n")
+    out = {".md": "\n".join(text).rstrip() + "\n", ".csv": csv, ".tex": latex(table)}
+    if len(times):
+        out["-times.csv"] = times.round(4).to_csv(index=False, lineterminator="\n")
+    return out
+
+
+def latex(table: pd.DataFrame) -> str:
+    """The FLOPs as a booktabs tabular."""
+    lines = [
+        "\\begin{tabular}{lrrrrrr}",
+        "\\toprule",
+        " & budget & paper & ours & $\\Delta$ & fewer & lean \\\\",
+        "\\midrule",
+    ]
+    for row in table.itertuples():
+        told = "---" if pd.isna(row.paper) else f"{row.paper:.2f}"
+        delta = "---" if pd.isna(row.paper) else f"{row.delta:+.3f}"
+        lines.append(
+            f"{row.label} & {row.tokens} & {told} & {row.ours:.3f} & {delta} & {row.ratio:.2f}$\\times$ & {row.lean:.3f} \\\\"
+        )
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 refused."""
+    parser = argparse.ArgumentParser(prog="python -m figures.table4", description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=Path, nargs="+", help="measurements; default: results/efficiency/table4-*.jsonl")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args(argv)
+    try:
+        files = build(args.rows or timings.files("table4"))
+        save(files, args.out, "table4")
+    except VisionDropError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(files[".md"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
