@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-JOIN_CELLS = 1 << 22  # most candidate x reference similarities held at once
+JOIN_CELLS = 1 << 20  # most candidate x reference similarities held at once
 
 
 @dataclass

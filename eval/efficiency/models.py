@@ -1,20 +1,28 @@
 """Random-weight models and inputs of chosen widths: schedule lengths do not depend on data, so time and memory do not."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig
+from transformers import LlavaConfig as HubConfig
 
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from visiondrop.layout import Image, Layout, Span
-from visiondrop.plan import VisualShape
+from visiondrop.plan import Plan, VisualShape
 
 BEFORE, AFTER = 35, 28  # text tokens before and behind the image (performance.md §1)
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 CLIP_TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = {
+    "thin": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2},
     "small": {"hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 8, "num_attention_heads": 16},
     "deep": {"hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 32, "num_attention_heads": 16},
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
 }
+PICTURE = {"image_size": 336, "patch_size": 14, "projection_dim": 64, "hidden_act": "quick_gelu"}
+IDS = {"eos_token_id": None, "bos_token_id": 1, "pad_token_id": 0}
 
 
 def build(
@@ -27,24 +35,47 @@ def build(
     seed: int = 0,
 ) -> LlavaLlamaForCausalLM:
     """A LLaVA-1.5-shaped model with random weights: CLIP at 336 px / 14 (576 patches), two-layer projector, LLaMA."""
-    torch.manual_seed(seed)
-    text = SIZES[size] if isinstance(size, str) else size
     config = LlavaConfig(
-        **text,
+        **(SIZES[size] if isinstance(size, str) else size),
+        **IDS,
         vocab_size=vocab,
         max_position_embeddings=65536,
         attn_implementation=attention,
         mm_hidden_size=tower["hidden_size"],
-        vision_config={**tower, "image_size": 336, "patch_size": 14, "projection_dim": 64, "hidden_act": "quick_gelu"},
-        eos_token_id=None,
-        bos_token_id=1,
-        pad_token_id=0,
+        vision_config={**tower, **PICTURE},
     )
+    return _make(LlavaLlamaForCausalLM, config, dtype, device, seed)
+
+
+def build_stock(
+    size: str | dict,
+    tower: dict = CLIP_TINY,
+    vocab: int = 512,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    attention: str = "sdpa",
+    seed: int = 0,
+) -> LlavaForConditionalGeneration:
+    """The same widths in transformers' own class, with nothing of ours in it."""
+    text = LlamaConfig(
+        **(SIZES[size] if isinstance(size, str) else size), **IDS, vocab_size=vocab, max_position_embeddings=65536
+    )
+    config = HubConfig(
+        vision_config=CLIPVisionConfig(**tower, **PICTURE),
+        text_config=text,
+        image_token_index=vocab - 1,
+        attn_implementation=attention,
+    )
+    return _make(LlavaForConditionalGeneration, config, dtype, device, seed)
+
+
+def _make(kind: type, config, dtype: torch.dtype, device: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = LlavaLlamaForCausalLM(config).eval()
+            model = kind(config).eval()
     finally:
         torch.set_default_dtype(before)
     model.generation_config.eos_token_id = None
@@ -56,14 +87,53 @@ def prompts(model: nn.Module, rows: int, before: int = BEFORE, after: int = AFTE
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, model.config.vocab_size, (rows, before + 1 + after), generator=draw)
     ids[:, before] = -200
-    pixels = torch.randn(rows, 3, 336, 336, generator=draw)
-    return ids.to(model.device), pixels.to(model.device, model.dtype)
+    return ids.to(model.device), pictures(model, rows, seed)
 
 
-def stack_input(model: nn.Module, rows: int, shape: VisualShape, text: int = BEFORE + AFTER, seed: int = 0) -> tuple[Tensor, Layout]:
-    """What the decoder stack receives: embeddings [rows, text + visual, D] in unpruned length, and where images stand."""
+def pictures(model: nn.Module, count: int, seed: int = 0) -> Tensor:
+    """[count, 3, 336, 336] pixels."""
     draw = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, 336, 336, generator=draw).to(model.device, model.dtype)
+
+
+def crops(units: int, layers: int) -> VisualShape:
+    """A plain image (1 unit), or one cut into as many crops, of 576 patches each, without newlines."""
+    return VisualShape(layers=layers, units=units, nominal_units=units, source="pad" if units == 1 else f"{units} crops")
+
+
+def stack_input(model: nn.Module, rows: int, shape: VisualShape, text: int = BEFORE + AFTER) -> tuple[Tensor, Callable]:
+    """What the decoder stack receives: embeddings [rows, text + visual, D] in unpruned length, and a maker of layouts."""
+    draw = torch.Generator().manual_seed(0)
     length = text + shape.tokens
     hidden = torch.randn(rows, length, model.config.hidden_size, generator=draw).to(model.device, model.dtype)
-    spans = [Span(row, BEFORE, Image(shape)) for row in range(rows)]
-    return hidden, Layout(spans, [length] * rows, length, None, [[length] for _ in range(rows)])
+
+    def layout() -> Layout:
+        spans = [Span(row, BEFORE, Image(shape)) for row in range(rows)]
+        return Layout(spans, [length] * rows, length, None, [[length] for _ in range(rows)])
+
+    return hidden, layout
+
+
+def free_stack(model: nn.Module, rows: int, plan: Plan, text: int = BEFORE + AFTER, cached: bool = True) -> Callable:
+    """The same layers on the lengths of `plan` with selection for free: tokens are cut off, nothing else is done."""
+    stack, counts = model.model, plan.counts
+    edges = [0, *(stage.layer for stage in plan.stages), plan.shape.layers]
+    draw = torch.Generator().manual_seed(0)
+    width = model.config.hidden_size
+    start = torch.randn(rows, text + counts[0], width, generator=draw).to(model.device, model.dtype)
+
+    def run() -> Tensor:
+        hidden, cache = start, DynamicCache(config=model.config) if cached else None
+        for k, (first, last) in enumerate(zip(edges, edges[1:])):
+            if k:
+                parts = [hidden[:, : BEFORE + counts[k]], hidden[:, BEFORE + counts[k - 1] :]]
+                hidden = torch.cat(parts, dim=1)
+            positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+            rope = stack.rotary_emb(hidden, position_ids=positions)
+            for layer in stack.layers[first:last]:
+                hidden = layer(
+                    hidden, attention_mask=None, position_embeddings=rope, position_ids=None, past_key_values=cache
+                )
+        return model.lm_head(stack.norm(hidden)[:, -1:])
+
+    return run

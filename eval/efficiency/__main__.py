@@ -1,0 +1,176 @@
+"""Measure how fast pruning is.  Random weights suffice, so no checkpoint is needed.
+
+    python -m eval.efficiency sweep --methods none,stock,visiondrop --tokens 64,128 --batch 1,4
+    python -m eval.efficiency sweep --size 7b --device cuda --dtype bfloat16 --batch 1,32 --tokens 64 --attention flash_attention_2
+    python -m eval.efficiency goals                      # the ratios speed is judged by (goals.py)
+    python -m eval.efficiency memory                     # prefill memory from 576 to 32k visual tokens
+    python -m eval.efficiency plot results/efficiency/*.jsonl
+
+Every command but `plot` prints a table and appends JSON lines to --out.  On the CPU one thread is used and its own CPU
+time is the clock; on CUDA, events.  Candidates are interleaved; numbers are medians with (min - max).
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.errors import EvaluationError
+from visiondrop.errors import VisionDropError
+
+from . import goals, memory, models, plots, record, roofline
+from .phases import STOCK, Bench, Case
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CROPS = (1, 2, 5, 10, 20, 40, 57)  # x 576 = 576 ... 32,832 visual tokens
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m eval.efficiency", description=__doc__.split("\n")[0])
+    commands = p.add_subparsers(dest="command", required=True)
+    sweep = commands.add_parser("sweep", help="encode, select, prefill and decode apart")
+    sweep.add_argument("--methods", default="none,stock,visiondrop", help="comma-separated; 'stock' is transformers' class")
+    sweep.add_argument("--tokens", default="64", help="budgets, comma-separated")
+    sweep.add_argument("--batch", default="1", help="batch sizes, comma-separated")
+    sweep.add_argument("--units", type=int, default=1, help="crops of 576 patches per image; 5 is LLaVA-NeXT-like")
+    sweep.add_argument("--size", choices=models.SIZES, default="small")
+    sweep.add_argument("--tower", choices=("clip-l", "tiny"), default="clip-l")
+    sweep.add_argument("--steps", type=int, default=8, help="decoding steps timed")
+    sweep.add_argument("--text", type=int, default=models.BEFORE + models.AFTER, help="text tokens, 35 of them before the image")
+    sweep.add_argument("--memory-limit", type=float, default=24, help="GB for the largest batch")
+    goal = commands.add_parser("goals", help="the judged ratios")
+    goal.add_argument("--only", nargs="*", choices=goals.GOALS, default=list(goals.GOALS))
+    growth = commands.add_parser("memory", help="prefill memory against visual tokens")
+    growth.add_argument("--methods", default="none,visiondrop")
+    for command in (sweep, goal, growth):
+        command.add_argument("--rounds", type=int, default=7)
+        command.add_argument("--device", default="cpu")
+        command.add_argument("--dtype", choices=DTYPES, default="float32")
+        command.add_argument("--attention", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa")
+        command.add_argument("--threads", type=int, default=1)
+        command.add_argument("--out", type=Path, default=Path("results/efficiency/local.jsonl"))
+    plot = commands.add_parser("plot", help="figures from rows")
+    plot.add_argument("rows", type=Path, nargs="+")
+    plot.add_argument("--folder", type=Path, default=Path("results/efficiency"))
+    return p
+
+
+def cases_of(args: argparse.Namespace) -> list[Case]:
+    """Every method at every budget; bases once."""
+    cases = []
+    for method in args.methods.split(","):
+        budgets = [None] if method in ("none", STOCK) else numbers("--tokens", args.tokens)
+        cases += [Case(method, tokens) for tokens in budgets]
+    return cases
+
+
+def numbers(name: str, text: str) -> list[int]:
+    """"1,4" -> [1, 4]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise EvaluationError(f"{name} {text!r}: give whole numbers separated by commas, e.g. 1,4") from None
+
+
+def sweep(args: argparse.Namespace) -> None:
+    """The table of phases."""
+    tower = models.CLIP_L if args.tower == "clip-l" else models.CLIP_TINY
+    settings = {"tower": tower, "vocab": 32000, "dtype": DTYPES[args.dtype], "device": args.device, "attention": args.attention}
+    cases = cases_of(args)
+    model = models.build(args.size, **settings)
+    stock = models.build_stock(args.size, **settings) if any(c.method == STOCK for c in cases) else None
+    rates = roofline.measure(model.device, DTYPES[args.dtype])
+    print(f"measured rates: {rates.flops / 1e9:.0f} GFLOP/s, {rates.bytes / 1e9:.1f} GB/s")
+    print(f"{'case':<18}{'batch':>6}{'encode ms':>24}{'select':>20}{'prefill':>24}{'roofline':>10}{'decode':>20}{'MiB':>8}{'img/s':>8}{'max batch':>10}")
+    for batch in numbers("--batch", args.batch):
+        bench = Bench(model, stock, args.units, batch, args.steps, args.text)
+        bench.measure(cases, args.rounds, lambda phase: print(f"  batch {batch}: {phase} measured", file=sys.stderr))
+        rows = [bench.row(case, rates, args.memory_limit * 1e9) for case in cases]
+        record.append(args.out, [{**record.certificate(args.device, args.dtype), **row} for row in rows])
+        for case, row in zip(cases, rows):
+            ms = row["ms"]
+            print(
+                f"{str(case):<18}{batch:>6}{spread(ms['encode']):>24}{spread(ms['select']):>20}{spread(ms['prefill']):>24}"
+                f"{row['roofline_ms']['prefill']:>10.1f}{spread(ms['decode']):>20}{row['memory_bytes'] / 2**20:>8.0f}"
+                f"{row['images_per_s']:>8.2f}{row['max_batch']:>10}"
+            )
+
+
+def spread(values: dict[str, float], digits: int = 1) -> str:
+    """median (min - max)."""
+    return f"{values['median']:.{digits}f} ({values['min']:.{digits}f}-{values['max']:.{digits}f})"
+
+
+def judged(args: argparse.Namespace) -> None:
+    """The goals, one row each."""
+    for name in args.only:
+        outcome = goals.GOALS[name](args.rounds)
+        row = {**record.certificate("cpu", "float32"), "kind": "goal", "name": name, "clock": "thread cpu time", **outcome}
+        record.append(args.out, [row])
+        print(f"{name}: {goals.GOALS[name].__doc__}")
+        for key, value in outcome.items():
+            if isinstance(value, dict) and "median" in value:
+                print(f"  {key:<18} {spread(value, 3)}  over {value['n']} rounds")
+        print(f"  goal               {json.dumps(outcome['goal'])}")
+
+
+def growth(args: argparse.Namespace) -> None:
+    """Memory of the prefill, encoder stage off, so that the first stage in the decoder sees every visual token."""
+    model = models.build("thin", device=args.device, dtype=DTYPES[args.dtype], attention=args.attention)
+    print(f"{'method':<14}{'visual tokens':>14}{'MiB':>10}{'bytes / token':>15}")
+    for method in args.methods.split(","):
+        for units in CROPS:
+            shape = models.crops(units, model.config.num_hidden_layers)
+            held = prefill_bytes(model, method, shape)
+            row: dict[str, Any] = {
+                "kind": "memory",
+                "method": method,
+                "visual_tokens": shape.tokens,
+                "hidden": model.config.hidden_size,
+                "layers": shape.layers,
+                "memory_bytes": held,
+                "counted": "allocator's peak" if model.device.type == "cuda" else "tensors returned by operators",
+            }
+            record.append(args.out, [{**record.certificate(args.device, args.dtype), **row}])
+            print(f"{method:<14}{shape.tokens:>14}{held / 2**20:>10.1f}{held / shape.tokens:>15.0f}", flush=True)
+
+
+def prefill_bytes(model, method: str, shape) -> int:
+    """Peak bytes of a prefill of one image of `shape`; budget: half of the tokens on average."""
+    import visiondrop
+
+    hidden, layout = models.stack_input(model, 1, shape)
+    model.visual_shape = lambda *_: shape
+    try:
+        options = {"encoder": "off"} if method == "visiondrop" else {}
+        visiondrop.apply(model, method, None if method == "none" else shape.tokens // 2, **options)
+    finally:
+        del model.visual_shape
+    return memory.peak(lambda: model.model(inputs_embeds=hidden, layout=layout(), use_cache=True), model)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; exit 2 on an error that is told in a sentence."""
+    args = parser().parse_args(argv)
+    try:
+        if args.command == "plot":
+            for path in plots.draw(record.load(args.rows), args.folder):
+                print(path)
+            return 0
+        if args.device != "cpu" and not torch.cuda.is_available():
+            raise EvaluationError(f"--device {args.device}: torch finds no card here; use --device cpu")
+        torch.set_num_threads(args.threads)
+        record.check_writable(args.out)
+        {"sweep": sweep, "goals": judged, "memory": growth}[args.command](args)
+    except VisionDropError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

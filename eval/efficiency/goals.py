@@ -1,0 +1,153 @@
+"""The ratios that speed is judged by, each against a base that gets the same care, interleaved.
+
+    python -m eval.efficiency goals                 # all of them; minutes on one core
+    python -m eval.efficiency goals --only prefill next
+
+prefill    576 -> 64, d = 1024, 8 layers, 63 text tokens: full / staged, and the share of what selection for free reaches
+next       the same for 2880 -> 320
+selection  576 -> 64 in a 32-layer stack: share of the staged prefill that choosing takes
+decode     32 layers, d = 128: milliseconds per token of a pruned cache against stock layers on equally long caches
+questions  18 questions on one image, CLIP-L tower: questions per second against the unpruned base, uncached and cached
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+import visiondrop
+from visiondrop.adapters import adapter_for
+from visiondrop.session import continue_prefix, encode_prefix
+
+from . import models
+from .phases import Bench, Case
+from .timing import Candidate, interleave, ratio, summary
+
+TINY_DEEP = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 32, "num_attention_heads": 4}
+QUESTIONS, QUESTION_TOKENS, NEW_TOKENS = 18, 28, 4
+
+
+def _staged(size: str | dict, units: int, tokens: int, rounds: int) -> dict[str, list[float]]:
+    model, text = models.build(size), models.BEFORE + models.AFTER
+    bench, full, staged = Bench(model, None, units, 1, 1, text), Case("none"), Case("visiondrop", tokens)
+    candidates = {"full": bench.prefill(full), "staged": bench.prefill(staged), "free": bench.free(staged)}
+    return interleave(candidates, rounds, model.device)
+
+
+def _prefill(units: int, tokens: int, rounds: int, goal: float, share: float) -> dict[str, Any]:
+    times = _staged("small", units, tokens, rounds)
+    return {
+        "ms": {name: summary(values) for name, values in times.items()},
+        "ratio": ratio(times["full"], times["staged"]),
+        "ratio_free": ratio(times["full"], times["free"]),
+        "share_of_free": ratio(times["free"], times["staged"]),
+        "goal": {"ratio": goal, "share_of_free": share},
+    }
+
+
+def prefill(rounds: int) -> dict[str, Any]:
+    """FLOP ratio 5.44; at least 4.4, and 95 % of free."""
+    return _prefill(1, 64, rounds, 4.4, 0.95)
+
+
+def next_crops(rounds: int) -> dict[str, Any]:
+    """FLOP ratio 10.63; at least 9.2, and 92 % of free."""
+    return _prefill(5, 320, rounds, 9.2, 0.92)
+
+
+def selection(rounds: int) -> dict[str, Any]:
+    """At most 2 % of the staged prefill."""
+    times = _staged("deep", 1, 64, rounds)
+    share = [(s - f) / s for s, f in zip(times["staged"], times["free"])]
+    return {"ms": {k: summary(v) for k, v in times.items()}, "share": summary(share), "goal": {"share": 0.02}}
+
+
+def decode(rounds: int) -> dict[str, Any]:
+    """Our stack at most 2 % above the stock layers, hooks at most 5 %, on caches of equal mean length."""
+    out: dict[str, Any] = {"goal": {"native": 1.02, "hooks": 1.05}}
+    for name, model in (("native", models.build(TINY_DEEP)), ("hooks", models.build_stock(TINY_DEEP))):
+        # Steps are short: many rounds of few steps, so that the two meet the same machine.
+        times = interleave(_decoding(model, 64, models.BEFORE + models.AFTER, 4), 8 * rounds, model.device)
+        out[name] = ratio(times["pruned"], times["stock"])
+        out[f"{name}_ms"] = {k: summary(v) for k, v in times.items()}
+    return out
+
+
+def _decoding(model, tokens: int, text: int, steps: int) -> dict[str, Candidate]:
+    """Decoding on a pruned cache, and without a method on a plain cache of its mean length; both grow alike."""
+    native = hasattr(model, "visual_shape")
+    stack, pixels = model.model if native else model.model.language_model, models.pictures(model, 1)
+    visual = [-200] if native else [model.config.image_token_id] * 576
+    ids = torch.tensor([[*range(3, 3 + models.BEFORE), *visual, *range(3, 3 + text - models.BEFORE)]])
+    images = {"images": pixels} if native else {"pixel_values": pixels}
+    plain, pruned = DynamicCache(config=stack.config), DynamicCache(config=stack.config)
+    with torch.inference_mode():
+        stack(inputs_embeds=torch.randn(1, text + tokens, stack.config.hidden_size), past_key_values=plain)
+        handle = visiondrop.apply(model, "visiondrop", tokens)
+        model(input_ids=ids, past_key_values=pruned, **images)
+    token, pruner, undo = torch.tensor([[7]]), handle._pruner, handle.remove
+
+    def on() -> None:
+        nonlocal undo
+        undo()
+        undo = adapter_for(model).attach(pruner)
+
+    def off() -> None:
+        nonlocal undo
+        undo()
+        undo = bool
+
+    def run(cache) -> None:
+        for _ in range(steps):
+            model(input_ids=token, past_key_values=cache, use_cache=True)
+
+    return {
+        "stock": Candidate(lambda: run(plain), off, steps),
+        "pruned": Candidate(lambda: run(pruned), on, steps),
+    }
+
+
+def questions(rounds: int) -> dict[str, Any]:
+    """At least 12 times the questions per second of the unpruned, uncached base; faster than a base that caches."""
+    model = models.build("small", tower=models.CLIP_L)
+    ids, pixels = models.prompts(model, 1)
+    draw = torch.Generator().manual_seed(1)
+    rows = torch.randint(3, 500, (QUESTIONS, QUESTION_TOKENS), generator=draw).tolist()
+    prefix = ids[:, : models.BEFORE + 1]
+    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+
+    def reuse() -> None:
+        continue_prefix(model, encode_prefix(model, prefix, images=pixels), rows, **settings)
+
+    def one_by_one() -> None:
+        model.generate(torch.cat([prefix, torch.tensor(rows[:1])], dim=1), images=pixels, **settings)
+
+    def off() -> None:
+        visiondrop.apply(model, "none").remove()
+
+    def on() -> None:
+        visiondrop.apply(model, "visiondrop", 64)
+
+    candidates = {
+        "reuse": Candidate(reuse, on, QUESTIONS),
+        "base": Candidate(one_by_one, off),
+        "base_reuse": Candidate(reuse, off, QUESTIONS),
+    }
+    times = interleave(candidates, rounds, model.device)
+    return {
+        "questions": QUESTIONS,
+        "ms_per_question": {k: summary(v) for k, v in times.items()},
+        "over_base": ratio(times["base"], times["reuse"]),
+        "over_base_reuse": ratio(times["base_reuse"], times["reuse"]),
+        "goal": {"over_base": 12, "over_base_reuse": 1},
+    }
+
+
+GOALS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "prefill": prefill,
+    "next": next_crops,
+    "selection": selection,
+    "decode": decode,
+    "questions": questions,
+}

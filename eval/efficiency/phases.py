@@ -1,0 +1,191 @@
+"""One model, many (method, budget): encode, prefill, select and decode timed apart, interleaved, against two bases.
+
+Bases: method "none" in our own classes, and transformers' `LlavaForConditionalGeneration` of the same widths ("stock").
+`select` is what choosing costs: the encoder stage alone on tower output at hand, plus the decoder prefill minus the
+same layers on the same lengths with selection for free, round by round.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+import visiondrop
+from visiondrop.encoder import Probe
+from visiondrop.plan import Plan, VisualShape
+from visiondrop.registry import make_plan
+from visiondrop.session import Prefix, current_pruner
+
+from . import memory, models, roofline
+from .timing import Candidate, interleave, summary
+
+STOCK = "stock"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method at a budget; "stock" is transformers' class."""
+
+    method: str
+    tokens: int | None = None
+
+    def __str__(self) -> str:
+        return self.method if self.tokens is None else f"{self.method} {self.tokens}"
+
+
+class Bench:
+    """All candidates for one batch size.
+
+    Attributes:
+        model: our class; stock: transformers' class or None; shape: what one image looks like.
+    """
+
+    def __init__(self, model: nn.Module, stock: nn.Module | None, units: int, batch: int, steps: int, text: int):
+        self.model, self.stock, self.batch, self.steps, self.text = model, stock, batch, steps, text
+        self.shape: VisualShape = models.crops(units, model.config.num_hidden_layers)
+        self.pixels = models.pictures(model, batch * units)
+        self.hidden, self.layout = models.stack_input(model, batch, self.shape, text)
+        self.token = torch.full((batch, 1), 7, device=model.device)
+        self.times: dict[tuple[Case, str], list[float]] = {}
+
+    def plan(self, case: Case) -> Plan:
+        """What happens to an image of this bench."""
+        return make_plan("none" if case.method == STOCK else case.method, case.tokens, self.shape, {})
+
+    def apply(self, case: Case) -> None:
+        """Switch the model to `case`."""
+        if self.shape.units == 1:
+            visiondrop.apply(self.model, case.method, case.tokens)
+            return
+        # The model's ordinary image is one crop; budgets here are stated for all crops of `shape`.
+        self.model.visual_shape = lambda *_: self.shape
+        visiondrop.apply(self.model, case.method, case.tokens)
+        del self.model.visual_shape
+
+    def encode(self, case: Case) -> Candidate:
+        """Tower, encoder stage and projector."""
+        if case.method == STOCK:
+            return Candidate(lambda: self.stock.model.get_image_features(pixel_values=self.pixels))
+        tower, project = self.model.get_vision_tower(), self.model.model.mm_projector
+        if self.plan(case).encoder is None:
+            return Candidate(lambda: project(tower(self.pixels)), lambda: self.apply(case))
+        grids = [(2, 2)] * self.batch
+        return Candidate(
+            lambda: project(tower.staged(self.pixels, self.shape, list(range(self.batch)), self.batch, grids)[0]),
+            lambda: self.apply(case),
+        )
+
+    def choose(self, case: Case) -> Candidate:
+        """The encoder stage on tower output at hand."""
+        tower, probe = self.model.get_vision_tower(), Probe()
+        with torch.inference_mode():
+            states = tower.clip.features(self.pixels, tower.select_layer, probe)
+        heads, grids = tower.config.num_attention_heads, [(2, 2)] * self.batch
+        return Candidate(
+            lambda: tower.pruner.encode(states, probe, heads, self.shape, list(range(self.batch)), self.batch, grids),
+            lambda: self.apply(case),
+        )
+
+    def prefill(self, case: Case) -> Candidate:
+        """The decoder on a prompt, and the head on its last position."""
+        return Candidate(lambda: self._prefilled(case), None if case.method == STOCK else lambda: self.apply(case))
+
+    def _prefilled(self, case: Case) -> tuple[DynamicCache, Tensor]:
+        if case.method == STOCK:
+            stack, head, more = self.stock.model.language_model, self.stock.lm_head, {}
+        else:
+            stack, head, more = self.model.model, self.model.lm_head, {"layout": self.layout()}
+        cache = DynamicCache(config=stack.config)
+        out = stack(inputs_embeds=self.hidden, past_key_values=cache, use_cache=True, **more)
+        return cache, head(out.last_hidden_state[:, -1:])
+
+    def decode(self, case: Case) -> Candidate:
+        """Greedy steps on the cache of a prefill."""
+        model, held = (self.stock if case.method == STOCK else self.model), {}
+        if case.method != STOCK:
+            self.apply(case)
+        with torch.inference_mode():
+            prefix = Prefix(self._prefilled(case)[0], self.token, current_pruner(model))
+
+        def prepare() -> None:
+            if case.method != STOCK:
+                model.model.pruner = prefix.owner
+            held["cache"] = prefix.rows(self.batch)
+
+        def run() -> None:
+            token = self.token
+            for _ in range(self.steps):
+                token = model(input_ids=token, past_key_values=held["cache"], use_cache=True).logits[:, -1:].argmax(-1)
+
+        return Candidate(run, prepare, self.steps)
+
+    def free(self, case: Case) -> Candidate:
+        """The decoder on the same lengths with selection for free."""
+        return Candidate(models.free_stack(self.model, self.batch, self.plan(case), self.text))
+
+    def measure(self, cases: list[Case], rounds: int, progress: Callable | None = None) -> None:
+        """Time every phase of every case; phases one after another, cases interleaved within a phase."""
+        device = self.model.device
+        for phase in ("encode", "choose", "prefill", "decode"):
+            candidates: dict = {}
+            for case in cases:
+                pruned = case.method != STOCK and self.plan(case).active
+                if phase != "choose" or (pruned and self.plan(case).encoder is not None):
+                    candidates[case, phase] = getattr(self, phase)(case)
+                if phase == "prefill" and pruned:
+                    candidates[case, "free"] = self.free(case)
+            self.times |= interleave(candidates, rounds, device)
+            if progress is not None:
+                progress(phase)
+
+    def select(self, case: Case) -> list[float]:
+        """Milliseconds of choosing, by round (see the module's docstring)."""
+        none = [0.0] * len(self.times[case, "prefill"])
+        chosen, free = self.times.get((case, "choose"), none), self.times.get((case, "free"))
+        if free is None:
+            return chosen
+        return [c + p - f for c, p, f in zip(chosen, self.times[case, "prefill"], free)]
+
+    def row(self, case: Case, rates: roofline.Rates, limit_bytes: float) -> dict[str, Any]:
+        """Numbers of one case, JSON-ready."""
+        model = self.stock if case.method == STOCK else self.model
+        plan, width = self.plan(case), next(self.model.parameters()).element_size()
+        if case.method != STOCK:
+            self.apply(case)
+        dims = visiondrop.apply(self.model, "none").dims
+        held = memory.peak(self.prefill(case).run if case.method == STOCK else self._after_apply(case), model)
+        phases = {p: summary(self.times[case, p]) for p in ("encode", "prefill", "decode")}
+        phases["select"] = summary(self.select(case))
+        arguments = (plan, dims, rates, self.batch, self.text, width)
+        return {
+            "kind": "phases",
+            "method": case.method,
+            "tokens": case.tokens,
+            "units": self.shape.units,
+            "batch": self.batch,
+            "text_tokens": self.text,
+            "hidden": self.model.config.hidden_size,
+            "layers": self.shape.layers,
+            "attention": self.model.config._attn_implementation,
+            "ledger": plan.ledger(dims, self.text).as_dict(),
+            "clock": "cuda events" if model.device.type == "cuda" else "thread cpu time",
+            "ms": phases,
+            "roofline_ms": {
+                "encode": roofline.encode_ms(plan, dims, rates, self.batch),
+                "prefill": roofline.prefill_ms(*arguments),
+                "decode": roofline.decode_ms(*arguments),
+            },
+            "rates": {"flops": rates.flops, "bytes": rates.bytes},
+            "images_per_s": 1e3 * self.batch / (phases["encode"]["median"] + phases["prefill"]["median"]),
+            "decode_tokens_per_s": 1e3 * self.batch / phases["decode"]["median"],
+            "memory_bytes": held,
+            "max_batch": int((limit_bytes - memory.weight_bytes(model)) // (held / self.batch)),
+            "memory_limit_bytes": limit_bytes,
+        }
+
+    def _after_apply(self, case: Case) -> Callable[[], object]:
+        self.apply(case)
+        return lambda: self._prefilled(case)

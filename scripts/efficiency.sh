@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Measures how fast pruning is, with random weights; rows go to results/efficiency/, figures beside them.
+#
+#   bash scripts/efficiency.sh                # CPU, one thread: judged ratios, phases, memory (about 30 minutes)
+#   bash scripts/efficiency.sh gpu            # one CUDA card, 7B widths, bfloat16, batch 1 and 32
+#
+# More: python -m eval.efficiency --help
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -z "${PYTHON:-}" ]; then
+    bash scripts/setup.sh
+    PYTHON=.venv/bin/python
+fi
+export OMP_NUM_THREADS=1
+folder=results/efficiency
+case "${1:-cpu}" in
+cpu)
+    out=$folder/cpu.jsonl
+    "$PYTHON" -m eval.efficiency goals --out "$out"
+    "$PYTHON" -m eval.efficiency sweep --methods none,stock,visiondrop,visionzip --tokens 64,128,192 --batch 1,4 --out "$out"
+    "$PYTHON" -m eval.efficiency memory --out "$out"
+    ;;
+gpu)
+    # performance.md §2: LLaVA-1.5 576 -> 64 and LLaVA-NeXT-like 2880 -> 320, at the full size of the 7B model.
+    out=$folder/gpu.jsonl
+    attention=sdpa
+    if "$PYTHON" -c "import flash_attn" 2>/dev/null; then attention=flash_attention_2; fi
+    common=(--size 7b --device cuda --dtype bfloat16 --attention "$attention" --rounds 15 --out "$out")
+    "$PYTHON" -m eval.efficiency sweep "${common[@]}" --methods none,stock,visiondrop --tokens 64 --batch 1,8,32
+    "$PYTHON" -m eval.efficiency sweep "${common[@]}" --methods none,visiondrop --tokens 320 --units 5 --batch 1,8,32
+    "$PYTHON" -m eval.efficiency memory --device cuda --dtype bfloat16 --out "$out"
+    ;;
+*)
+    echo "error: '$1': allowed are cpu and gpu" >&2
+    exit 2
+    ;;
+esac
+"$PYTHON" -m eval.efficiency plot "$out" --folder "$folder"

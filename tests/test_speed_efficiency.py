@@ -1,0 +1,102 @@
+"""python -m eval.efficiency: rows, table, plots and refusals on a very small model."""
+
+import json
+
+import pytest
+import torch
+
+from eval.efficiency import __main__ as command
+from eval.efficiency import record, roofline
+from eval.efficiency.memory import LiveBytes
+from eval.efficiency.timing import Candidate, interleave, ratio
+from visiondrop.flops import LLAVA_7B
+from visiondrop.api import plan
+
+SMALL = ["--size", "thin", "--tower", "tiny", "--rounds", "2", "--steps", "2"]
+
+
+def test_sweep_writes_rows_and_plots(tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    assert command.main(["sweep", *SMALL, "--methods", "none,stock,visiondrop", "--batch", "1,2", "--out", str(out)]) == 0
+    assert "visiondrop 64" in capsys.readouterr().out
+    rows = record.load([out])
+    assert [(r["method"], r["batch"]) for r in rows] == [(m, b) for b in (1, 2) for m in ("none", "stock", "visiondrop")]
+    for row in rows:
+        assert set(record.NEEDED) <= set(row)
+        assert set(row["ms"]) == {"encode", "select", "prefill", "decode"}
+        assert row["ms"]["prefill"]["n"] == 2 and row["ms"]["prefill"]["median"] > 0
+    none, stock, pruned = rows[:3]
+    assert pruned["ledger"]["mean"] == 64 and none["ledger"]["mean"] == 576
+    assert pruned["memory_bytes"] < none["memory_bytes"] and pruned["max_batch"] > none["max_batch"]
+    pytest.importorskip("matplotlib", reason="plots need matplotlib")
+    assert command.main(["plot", str(out), "--folder", str(tmp_path)]) == 0
+    assert (tmp_path / "latency.png").stat().st_size and (tmp_path / "throughput.png").stat().st_size
+
+
+def test_several_crops(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    arguments = ["sweep", *SMALL, "--methods", "none,visiondrop", "--tokens", "320", "--units", "5", "--out", str(out)]
+    assert command.main(arguments) == 0
+    none, pruned = record.load([out])
+    assert none["ledger"]["mean"] == 2880 and pruned["ledger"]["mean"] == 320
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["sweep", *SMALL, "--tokens", "many"], "whole numbers"),
+        (["sweep", *SMALL, "--methods", "visiondrp"], "visiondrop"),
+        (["plot", "missing.jsonl"], "cannot read"),
+    ],
+)
+def test_refusals(tmp_path, capsys, arguments, words):
+    if arguments[0] == "sweep":
+        arguments = [*arguments, "--out", str(tmp_path / "rows.jsonl")]
+    assert command.main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error
+
+
+def test_no_card_is_told(tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("a card is here")
+    assert command.main(["sweep", *SMALL, "--device", "cuda", "--out", str(tmp_path / "x.jsonl")]) == 2
+    assert "no card" in capsys.readouterr().err
+
+
+def test_rows_need_their_certificate(tmp_path):
+    with pytest.raises(command.EvaluationError, match="lacks"):
+        record.append(tmp_path / "x.jsonl", [{"kind": "phases"}])
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"schema": 0}) + "\n")
+    with pytest.raises(command.EvaluationError, match="line 1"):
+        record.load([tmp_path / "bad.jsonl"])
+
+
+def test_live_bytes_counts_what_is_held():
+    keep = torch.ones(10)
+    with LiveBytes([keep]) as live:
+        a = torch.zeros(1000)
+        keep.view(5, 2)
+        b = a + 1
+        del a
+        c = b * 2
+        del b, c
+    assert live.peak == 8000 and live.now == 0 and live.largest == 1000
+
+
+def test_interleaving_alternates():
+    order = []
+    candidates = {name: Candidate(lambda name=name: order.append(name)) for name in "ab"}
+    times = interleave(candidates, 3, torch.device("cpu"))
+    assert "".join(order) == "abbaabba" and [len(v) for v in times.values()] == [3, 3]
+    assert ratio([4.0, 2.0, 9.0], [2.0, 2.0, 3.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "n": 3}
+
+
+def test_roofline_of_the_paper_sizes():
+    """performance.md §2, H200 at batch 1: 11.2 and 3.24 ms for tower and decoder, 576 -> 64."""
+    rates = roofline.Rates(790e12, 4.8e12)
+    ms = []
+    for made in (plan("none"), plan("visiondrop", 64)):
+        encode = roofline.encode_ms(made, LLAVA_7B, rates, 1)
+        ms.append(encode + roofline.prefill_ms(made, LLAVA_7B, rates, 1, 63, 2))
+    assert ms == pytest.approx([11.2, 3.24], rel=0.02)
