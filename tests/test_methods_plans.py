@@ -254,6 +254,7 @@ def test_explicit_amounts_are_read_from_text_too():
     assert visiondrop.plan("visionzip", dominant="54", contextual="10").counts == [64]
     assert visiondrop.plan("sparsevlm", keep="66,30,17").counts == [576, 82, 32, 18]
     assert visiondrop.plan("pool", grid="16x12").counts == [576, 192]
+    assert visiondrop.plan("pyramiddrop", ratio=0.25, options={"layers": 2}).counts == [576, 144]
     noise = [torch.zeros(n) for n in (154, 16, 5)]
     assert (
         json.loads(json.dumps(visiondrop.plan("sparsevlm", 64, noise=noise).ledger().as_dict()))["options"]["noise"][2]

@@ -30,9 +30,10 @@ def score_rule(score: Any, score_mask: Any, allowed_masks: Sequence[str]) -> Non
 
 
 def integers(name: str, value: Any) -> tuple[int, ...]:
-    """A tuple of whole numbers from a sequence or from text such as "8,16,24"."""
+    """A tuple of whole numbers from one number, a sequence, or text such as "8,16,24"."""
     try:
         items = value.strip("[]() ").split(",") if isinstance(value, str) else value
+        items = [items] if isinstance(items, int) else items
         return tuple(int(item) for item in items)
     except (TypeError, ValueError):
         raise VisionDropError(f"{name}={value!r}: give whole numbers, e.g. {name}=8,16,24") from None
