@@ -102,6 +102,7 @@ def _evaluate(settings: Settings) -> tuple[dict[str, Any] | None, Any]:
         attn_implementation=settings.attention,
         conv_template=settings.conversation,
         answers=str(settings.folder),
+        reuse=settings.reuse,
         **settings.options,
     )
     try:

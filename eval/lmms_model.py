@@ -20,11 +20,13 @@ from tqdm import tqdm
 import visiondrop
 from eval.answers import AnswerStore, question_key
 from eval.errors import EvaluationError
+from eval.reuse import ImageReuse
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model import builder
 from visiondrop.errors import VisionDropError
+from visiondrop.session import current_pruner
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MAX_NEW_TOKENS = 1024  # where a task sets none, as in the shipped class
@@ -53,6 +55,7 @@ class LlavaVisionDrop(lmms):
         conv_template: str = "vicuna_v1",
         answers: str | None = None,
         max_batch_size: int | None = None,
+        reuse: str = "off",
         **options: Any,
     ):
         """Load the checkpoint and apply the method.
@@ -65,6 +68,7 @@ class LlavaVisionDrop(lmms):
             batch_size: questions per generate call.
             answers: folder for the answers; None keeps them in memory only.
             max_batch_size: accepted because lmms-eval may pass it; ignored.
+            reuse: "on" = questions of one image share its pruned cache (eval/reuse.py).
         """
         super().__init__()
         self._accelerator_for(device)
@@ -88,6 +92,7 @@ class LlavaVisionDrop(lmms):
         self.config = self.model.config
         handle = visiondrop.apply(self.model, method=method, tokens=tokens, options=options)
         self.ledger = handle.ledger
+        self.reuse = ImageReuse(self, current_pruner(self.model)) if reuse == "on" else None
         if self.sharded:
             self._shard(dtype)
         self.store = AnswerStore(Path(answers), self.rank) if answers else None
@@ -148,10 +153,16 @@ class LlavaVisionDrop(lmms):
         return question_key(doc_id, prompt, {**settings, "task": task, "split": split})
 
     def _batches(self, waiting: list[str], by_key: dict[str, Instance]) -> list[list[str]]:
-        """Keys in batches of equal generation settings, longest prompt first (memory peaks at the start)."""
-        groups: dict[str, list[str]] = {}
+        """Keys in batches of equal generation settings, longest prompt first (memory peaks at the start).
+
+        With reuse, a batch also holds questions of one image only.
+        """
+        groups: dict[tuple[str, str], list[str]] = {}
+        if self.reuse is not None:
+            self.reuse.note([by_key[key] for key in waiting])
         for key in waiting:
-            groups.setdefault(repr(sorted(by_key[key].args[1].items())), []).append(key)
+            image = self.reuse.key(by_key[key]) if self.reuse is not None else ""
+            groups.setdefault((repr(sorted(by_key[key].args[1].items())), image), []).append(key)
         batches = []
         for keys in groups.values():
             length = {k: len(self.tokenizer.encode(by_key[k].args[0], add_special_tokens=False)) for k in keys}
@@ -198,6 +209,8 @@ class LlavaVisionDrop(lmms):
     @torch.inference_mode()
     def _answer(self, requests: list[Instance]) -> list[str]:
         """Answers of one batch, which shares its generation settings."""
+        if self.reuse is not None and self.reuse.key(requests[0]):
+            return self.reuse.answer(requests, generation_settings(requests[0].args[1]))
         images = [self._images(r) for r in requests]
         flat = [image for row in images for image in row]
         prompts = [self._prompt(r.args[0], row) for r, row in zip(requests, images, strict=True)]

@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--limit", type=int, help="only the first N questions; the row is marked partial")
     p.add_argument("--batch-size", type=int, default=1, help="questions per generate call")
+    p.add_argument("--reuse", choices=("on", "off"), default="off", help="questions of one image share its pruned cache")
     p.add_argument("--processes", type=int, default=1, help="data-parallel processes, one whole model each")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets; default: the hub")
     p.add_argument(
@@ -113,6 +114,7 @@ def prepare(args: argparse.Namespace) -> Settings:
         seed=args.seed,
         runs=str(args.runs.resolve()),
         out=str(out),
+        reuse=args.reuse,
     )
     if world == 1:
         launch.check(settings)

@@ -22,6 +22,7 @@ class Settings:
         data, data_fingerprint: --data folder or None; "hub" or the fingerprint of its files.
         device: cpu, cuda, cuda:N or auto; dtype: float32, float16 or bfloat16.
         folder: the run's folder; out: the results file.
+        reuse: "on" = questions of one image share its pruned cache.
     """
 
     benchmark: str
@@ -45,11 +46,14 @@ class Settings:
     seed: int
     runs: str
     out: str
+    reuse: str = "off"
 
     def identity(self) -> dict[str, Any]:
         """All that can change an answer or its score; not: processes, paths of the same files, where results go."""
         left_out = ("processes", "runs", "out", "model", "data")
         kept = {k: v for k, v in asdict(self).items() if k not in left_out}
+        if self.reuse == "off":
+            del kept["reuse"]
         kept["device"] = "cpu" if self.device == "cpu" else "cuda"
         packages = {p: version_of(p) for p in ("lmms_eval", "transformers", "torch")}
         return {**kept, "identity": IDENTITY, "packages": packages}

@@ -1,0 +1,64 @@
+"""`--reuse on`: grouped by image, same answers in the same order, each image encoded once, text-guided refused."""
+
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+from PIL import Image
+
+import visiondrop
+from eval import reuse
+from eval.lmms_model import LlavaVisionDrop
+from tests.test_eval_checkpoint import write_answering_checkpoint
+
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reuse") / "words"
+    write_answering_checkpoint(folder)
+    return folder
+
+
+def requests(count=11):
+    """Questions over three images in turn, the last one without an image; arguments as lmms-eval makes them."""
+
+    def images(doc):
+        # A new object each time, as lmms-eval's tasks decode them.
+        return [Image.new("RGB", (60, 40), COLOURS[doc % 3])] if doc < count - 1 else []
+
+    settings = {"max_new_tokens": 4, "temperature": 0}
+    words = "What is this thing called and where does it stand in the picture ?".split()
+    return [
+        SimpleNamespace(args=(" ".join(words[: 3 + i]), settings, images, i, "toy", "test")) for i in range(count)
+    ]
+
+
+def made(checkpoint, **more):
+    lm = LlavaVisionDrop(str(checkpoint), tokens=16, device="cpu", batch_size=4, **more)
+    lm.task_dict = {"toy": {"test": list(range(100))}}
+    return lm
+
+
+def test_same_answers_and_each_image_once(checkpoint):
+    asked = requests()
+    expected = made(checkpoint).generate_until(asked)
+    lm = made(checkpoint, reuse="on")
+    with mock.patch.object(reuse, "encode_prefix", side_effect=reuse.encode_prefix) as encoded:
+        answers = lm.generate_until(asked)
+    assert answers == expected and len(set(answers)) > 1
+    assert encoded.call_count == 3 and lm.reuse.prefixes.misses == 3
+
+
+def test_nothing_held_is_still_right(checkpoint):
+    asked = requests()
+    lm = made(checkpoint, reuse="on")
+    lm.reuse.prefixes.limit_bytes = 0
+    assert lm.generate_until(asked) == made(checkpoint).generate_until(asked)
+    assert len(lm.reuse.prefixes) == 0
+
+
+def test_text_guided_methods_are_refused(checkpoint):
+    with pytest.raises(visiondrop.UnsupportedError, match="reads the question"):
+        made(checkpoint, reuse="on", score="text")
