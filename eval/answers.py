@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,11 @@ class AnswerStore:
         added: answers stored by this process since it was opened.
     """
 
-    def __init__(self, folder: Path, rank: int = 0):
+    def __init__(self, folder: Path, rank: int = 0, patience: float = 10.0):
         """Read what is there and take this rank's file for writing.
+
+        Args:
+            patience: seconds to wait for another writer; the processes of a killed run need about one to notice.
 
         Raises:
             EvaluationError: the folder cannot be written, or another process holds the file.
@@ -86,16 +90,23 @@ class AnswerStore:
             raise EvaluationError(
                 f"cannot write answers to {self.path}: {reason(error)}; choose another --runs"
             ) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise EvaluationError(
-                f"{self.path} is being written by another process: let it finish or stop it"
-            ) from None
+        self._lock(patience)
         self._cut_torn_line()
         for path in sorted(self.folder.glob("answers-*.jsonl")):
             self._read(path)
+
+    def _lock(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > deadline:
+                    os.close(self._file)
+                    raise EvaluationError(
+                        f"{self.path} is being written by another process: let it finish or stop it"
+                    ) from None
+                time.sleep(0.1)
 
     def _cut_torn_line(self) -> None:
         """Remove what follows the last newline: a line that a killed process did not finish."""

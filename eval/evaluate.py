@@ -53,16 +53,12 @@ def run(settings: Settings) -> None:
 def _explain(error: Exception, folder: Path, rank: int) -> str:
     """One sentence for an error of a library, the traceback kept beside the answers."""
     log = folder / f"traceback-{rank}.txt"
-    try:
+    with contextlib.suppress(OSError):
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    except OSError as unwritable:
-        if error is not unwritable:
-            why = f"{folder} cannot be written: {reason(unwritable)}"
-            return f"the run stopped: {type(error).__name__}: {error}; and {why}"
-    if "out of memory" in str(error).lower():
-        return "the card's memory is full: use a smaller --batch-size or a smaller --dtype"
     if isinstance(error, OSError) and error.errno is not None:
         return f"the run stopped: {reason(error)} ({error.filename or folder}); the answers stored so far are kept"
+    if "out of memory" in str(error).lower():
+        return "the card's memory is full: use a smaller --batch-size or a smaller --dtype"
     first = (str(error).strip().splitlines() or [""])[0]
     return f"the run stopped: {type(error).__name__}: {first} (details in {log}); the answers stored so far are kept"
 
@@ -103,6 +99,7 @@ def _evaluate(settings: Settings) -> tuple[dict[str, Any] | None, Any]:
         conv_template=settings.conversation,
         answers=str(settings.folder),
         reuse=settings.reuse,
+        layout=settings.layout,
         **settings.options,
     )
     try:
@@ -166,16 +163,22 @@ def _sample_line(sample: dict[str, Any]) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write through a temporary file, so that a file of this name is always complete."""
+    """Write through a temporary file, so that a file of this name is always complete.
+
+    Raises:
+        EvaluationError: the disk is full or the folder cannot be written.
+    """
     part = path.with_suffix(path.suffix + ".part")
     try:
         with open(part, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError:
+    except OSError as error:
         part.unlink(missing_ok=True)
-        raise
+        raise EvaluationError(
+            f"cannot write {path}: {reason(error)}; nothing is lost, make room and start the same command again"
+        ) from None
     part.replace(path)
 
 
