@@ -230,9 +230,9 @@ class Ledger:
         if plan.encoder:
             e = plan.encoder
             each = " per unit" if shape.units > 1 else ""
-            lines.append(f"  encoder stage  {e.dominant} dominant + {e.contextual} contextual{each}")
+            lines.append(f"  encoder stage  {_parts(e)}{each}")
         edges = [0, *(s.layer for s in plan.stages), shape.layers]
-        labels = ["", *(f"{s.dominant} dominant + {s.contextual} contextual" for s in plan.stages)]
+        labels = ["", *map(_parts, plan.stages)]
         for n, a, b, label in zip(plan.counts, edges, edges[1:], labels):
             if b > a:
                 lines.append(f"  layers {a:>2} – {b - 1:<2}  {n:>4} tokens" + (f"  ({label})" if label else ""))
@@ -249,3 +249,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _parts(stage: EncoderStage | Stage) -> str:
+    """The parts of what a stage keeps, in words; a part of none is left out."""
+    parts = [(stage.dominant, "dominant"), (stage.contextual, "contextual")]
+    return " + ".join(f"{count} {name}" for count, name in parts if count) or "none"
