@@ -16,7 +16,7 @@ from eval.errors import EvaluationError
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "configs" / "benchmarks.yaml"
-COUNTS = ("mean", "pope", "pope_categories", "mme", "mmbench")
+COUNTS = ("mean", "pope", "pope_categories", "mme", "mmbench", "judged")
 PROTOCOLS = ("offline", "paper")
 
 
@@ -49,6 +49,13 @@ class Benchmark:
     group: int = 1
     upload: str | None = None
     server: str | None = None
+    model: str = "liuhaotian/llava-v1.5-7b"
+    conversation: str = "vicuna_v1"
+
+    @property
+    def judged(self) -> bool:
+        """Whether a language model judges the answers."""
+        return self.counts == "judged"
 
     @property
     def folder(self) -> Path:
@@ -86,7 +93,7 @@ def _strict(entry: dict, allowed: set[str], required: set[str], where: str) -> d
 def _protocol(name: str, title: str, protocol: str, entry: dict[str, Any]) -> Benchmark:
     where = f"benchmark {name}, protocol {protocol}"
     allowed = {f.name for f in fields(Benchmark)} - {"name", "title", "protocol"}
-    _strict(entry, allowed, allowed - {"group", "upload", "server"}, where)
+    _strict(entry, allowed, allowed - {"group", "upload", "server", "model", "conversation"}, where)
     keys = {f.name for f in fields(DataSource)}
     data = tuple(
         DataSource(**{**_strict(d, keys, keys, f"{where}, data"), "columns": tuple(d["columns"])})

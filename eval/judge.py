@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from eval import evaluate
 from eval.answers import AnswerStore, question_key
 from eval.errors import EvaluationError
 
@@ -235,6 +236,19 @@ def metrics(verdicts: list[Verdict | None]) -> dict[str, float]:
         "judge_score": sum(v.mark for v in read) / len(read),
         "judge_unparsable": float(len(verdicts) - len(read)),
     }
+
+
+def judge_run(folder: Path, judge: Judge) -> None:
+    """Add verdicts to the samples of a run and their means to its outcome; replies already stored are not asked again."""
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    verdicts = judge_samples(lines, judge, folder)
+    for line, verdict in zip(lines, verdicts, strict=True):
+        line["metrics"]["judge_accuracy"] = None if verdict is None else float(verdict.right)
+        line["metrics"]["judge_score"] = None if verdict is None else verdict.mark
+    outcome = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+    outcome["metrics"] |= metrics(verdicts)
+    evaluate.write_whole(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    evaluate.write_whole(folder / "outcome.json", json.dumps(outcome, ensure_ascii=False, indent=1))
 
 
 def _is_loopback(host: str) -> bool:

@@ -21,10 +21,13 @@ import visiondrop
 from eval.answers import AnswerStore, question_key
 from eval.errors import EvaluationError
 from eval.reuse import ImageReuse
+from eval.tasks.video_qa import VideoFile
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model import builder
+from llava.model.anyres import use_layout
+from llava.video import load_video
 from visiondrop.errors import VisionDropError
 from visiondrop.session import current_pruner
 
@@ -54,6 +57,7 @@ class LlavaVisionDrop(lmms):
         attn_implementation: str = "sdpa",
         conv_template: str = "vicuna_v1",
         answers: str | None = None,
+        layout: str | None = None,
         max_batch_size: int | None = None,
         reuse: str = "off",
         **options: Any,
@@ -67,6 +71,7 @@ class LlavaVisionDrop(lmms):
             dtype: float32, float16, bfloat16, or auto: float16 on cuda, float32 on cpu.
             batch_size: questions per generate call.
             answers: folder for the answers; None keeps them in memory only.
+            layout: "anyres" or "fixed-2880" for LLaVA-NeXT; None: as the checkpoint says.
             max_batch_size: accepted because lmms-eval may pass it; ignored.
             reuse: "on" = questions of one image share its pruned cache (eval/reuse.py).
         """
@@ -90,6 +95,8 @@ class LlavaVisionDrop(lmms):
         )
         self.model.eval()
         self.config = self.model.config
+        if layout is not None:
+            use_layout(self.config, layout)
         handle = visiondrop.apply(self.model, method=method, tokens=tokens, options=options)
         self.ledger = handle.ledger
         self.reuse = ImageReuse(self, current_pruner(self.model)) if reuse == "on" else None
@@ -175,7 +182,7 @@ class LlavaVisionDrop(lmms):
         return batches
 
     def _images(self, request: Instance) -> list:
-        """The request's PIL images, decoded now."""
+        """The request's PIL images, decoded now, and its video files, decoded later."""
         _, _, doc_to_visual, doc_id, task, split = request.args
         try:
             return doc_to_visual(self.task_dict[task][split][doc_id])
@@ -199,12 +206,24 @@ class LlavaVisionDrop(lmms):
         if not images:
             return None
         try:
-            pixels = process_images(images, self.image_processor, self.config)
+            if any(isinstance(image, VideoFile) for image in images):
+                pixels = [self._visual(image) for image in images]
+            else:
+                pixels = process_images(images, self.image_processor, self.config)
         except VisionDropError as error:
             ids = ", ".join(str(r.args[3]) for r in requests)
             raise EvaluationError(f"an image of document {ids} of task {requests[0].args[4]}: {error}") from error
         place = {"dtype": self.model.dtype, "device": self.device}
         return [p.to(**place) for p in pixels] if isinstance(pixels, list) else pixels.to(**place)
+
+    def _visual(self, image: Any) -> torch.Tensor:
+        """[3, H, W] of an image or [3, frames, H, W] of a video, for a model that takes both."""
+        if not isinstance(image, VideoFile):
+            return process_images([image], self.image_processor, self.config)[0]
+        video = self.config.video_config
+        if video is None:
+            raise EvaluationError("this checkpoint takes no videos: give a Video-LLaVA with --model")
+        return load_video(image.path, video.num_frames, video.image_size)
 
     @torch.inference_mode()
     def _answer(self, requests: list[Instance]) -> list[str]:
@@ -226,7 +245,7 @@ class LlavaVisionDrop(lmms):
             attention_mask=mask.to(self.device),
             pad_token_id=pad,
             images=self._pixels(flat, requests),
-            image_sizes=[image.size for image in flat],
+            image_sizes=[getattr(image, "size", None) for image in flat],
             use_cache=True,
             **generation_settings(requests[0].args[1]),
             **({"synced_gpus": True} if self.sharded else {}),

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import visiondrop
-from eval import benchmarks, data, evaluate, fingerprint, launch, rows, scores
+from eval import benchmarks, data, evaluate, fingerprint, judge, launch, rows, scores
 from eval.answers import reason
 from eval.errors import EvaluationError
-from eval.settings import Settings, parse_options
+from eval.settings import Settings, number
+from visiondrop.__main__ import add_method_arguments, method_options
 from visiondrop.errors import VisionDropError
 
 ROOT = benchmarks.ROOT
@@ -37,12 +38,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__.split("\n")[0])
     p.add_argument("benchmark", help="a name in configs/benchmarks.yaml: " + ", ".join(benchmarks.load()))
-    p.add_argument("--tokens", type=int, help="budget: mean visual tokens per LLM layer")
-    p.add_argument("--method", default="visiondrop", help="pruning method, or none (default: visiondrop)")
-    p.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method; may be repeated"
-    )
-    p.add_argument("--model", default="liuhaotian/llava-v1.5-7b", help="checkpoint folder or hub id")
+    add_method_arguments(p)
+    p.add_argument("--model", help="checkpoint folder or hub id (default: the 7B model that the benchmark is asked of)")
+    p.add_argument("--layout", choices=("anyres", "fixed-2880"), help="how LLaVA-NeXT cuts pictures; default: its config")
     p.add_argument(
         "--protocol", default="offline", help="offline: local splits scored here; paper: the paper's splits and prompts"
     )
@@ -59,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--device", help="cpu, cuda, cuda:N, or auto (one model over all cards); default: cuda if any")
     p.add_argument("--attn", choices=ATTENTION, default="sdpa", help="attention implementation")
-    p.add_argument("--conversation", default="vicuna_v1", help="conversation template")
+    p.add_argument("--conversation", help="conversation template (default: the benchmark's)")
+    p.add_argument("--judge-url", metavar="URL", help="OpenAI-compatible endpoint that judges free answers (videos)")
+    p.add_argument("--judge-model", metavar="NAME", help=f"its model; a key is taken from ${judge.KEY_VARIABLE}")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, default=ROOT / "results" / "local.jsonl", help="results file")
     p.add_argument("--runs", type=Path, default=ROOT / "results" / "runs", help="folder for answers and samples")
@@ -79,17 +79,15 @@ def prepare(args: argparse.Namespace) -> Settings:
     for name in ("batch_size", "processes"):
         if getattr(args, name) < 1:
             raise EvaluationError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a positive number")
-    try:
-        options = parse_options(args.option)
-    except ValueError as error:
-        raise EvaluationError(str(error)) from None
+    options = {name: number(value) for name, value in method_options(args).items()}
     if args.method not in visiondrop.available():
         visiondrop.plan(args.method, args.tokens)  # raises with the closest names
     out = rows.check_writable(args.out)
     _check_folder(args.runs)
     folder = args.data.resolve() if args.data else None
     data_fingerprint = data.fingerprint_of(benchmark, folder)
-    checkpoint = fingerprint.checkpoint(args.model)
+    _judge(benchmark, args.judge_url, args.judge_model)
+    checkpoint = fingerprint.checkpoint(args.model or benchmark.model)
     _show_ledger(args, options, checkpoint, quiet=rank != 0)
     device, dtype = _placement(args)
     settings = Settings(
@@ -110,15 +108,32 @@ def prepare(args: argparse.Namespace) -> Settings:
         dtype=dtype,
         device=device,
         attention=args.attn,
-        conversation=args.conversation,
+        conversation=args.conversation or benchmark.conversation,
         seed=args.seed,
         runs=str(args.runs.resolve()),
         out=str(out),
         reuse=args.reuse,
+        layout=args.layout,
+        judge_url=args.judge_url,
+        judge_model=args.judge_model,
     )
     if world == 1:
         launch.check(settings)
     return settings
+
+
+def _judge(benchmark: benchmarks.Benchmark, url: str | None, model: str | None) -> "judge.Judge | None":
+    """The judge that was named, or None for benchmarks without one; nothing is sent."""
+    if not benchmark.judged:
+        if url or model:
+            raise EvaluationError(f"--judge-url: {benchmark.title} under protocol {benchmark.protocol} needs no judge")
+        return None
+    if not (url and model):
+        raise EvaluationError(
+            f"{benchmark.title} under protocol {benchmark.protocol} is scored by a judge: give --judge-url and --judge-model "
+            "(or --protocol offline, which compares words)"
+        )
+    return judge.Judge(url, model)
 
 
 def _check_folder(folder: Path) -> None:
@@ -138,7 +153,8 @@ def _show_ledger(
 ) -> None:
     """Plan and print before anything is loaded; an unreachable budget fails here."""
     one_size = not str(checkpoint.config.get("image_aspect_ratio", "pad")).startswith("anyres")
-    if checkpoint.layers is None or checkpoint.patches is None or not one_size:
+    several = checkpoint.config.get("model_type") in ("llava_next", "video_llava") or "mm_video_tower" in checkpoint.config
+    if checkpoint.layers is None or checkpoint.patches is None or not one_size or several:
         return
     plan = visiondrop.plan(
         args.method, args.tokens, layers=checkpoint.layers, patches=checkpoint.patches, options=options
@@ -200,6 +216,9 @@ def start(settings: Settings, force: bool) -> dict[str, Any]:
             launch.start(settings)
         else:
             evaluate.run(settings)
+    benchmark = benchmarks.get(settings.benchmark, settings.protocol)
+    if benchmark.judged:
+        judge.judge_run(folder, _judge(benchmark, settings.judge_url, settings.judge_model))
     row = make_row(settings, time.monotonic() - began)
     evaluate.write_whole(folder / "row.json", json.dumps(row, ensure_ascii=False, indent=1))
     return row
@@ -277,7 +296,7 @@ def make_row(settings: Settings, duration: float) -> dict[str, Any]:
             "interval_method": how,
             "missing": missing,
             "upload": uploads,
-            "server": benchmark.server,
+            "server": _judge(benchmark, settings.judge_url, settings.judge_model).name if benchmark.judged else benchmark.server,
             "device": "cpu" if settings.device == "cpu" else "cuda",
             "device_name": fingerprint.device_name(settings.device),
             "versions": fingerprint.versions(),

@@ -35,6 +35,7 @@ def terms(benchmark: Benchmark, samples: list[dict[str, Any]]) -> Terms:
         "pope_categories": _pope_categories,
         "mme": _mme,
         "mmbench": _mmbench,
+        "judged": _judged,
     }[benchmark.counts](benchmark, samples)
 
 
@@ -47,6 +48,11 @@ def _mean(benchmark: Benchmark, samples: list[dict[str, Any]]) -> Terms:
         metric: (weight, [(_cluster(benchmark, s), float(s[metric]), 1.0) for s in samples])
         for metric, weight in benchmark.headline.items()
     }
+
+
+def _judged(benchmark: Benchmark, samples: list[dict[str, Any]]) -> Terms:
+    read = [s for s in samples if s["judge_accuracy"] is not None]  # a reply that is no verdict counts for nothing
+    return _mean(benchmark, read)
 
 
 def _f1(benchmark: Benchmark, samples: list[dict[str, Any]], metric: str) -> list[tuple[Any, float, float]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.fingerprint import version_of
 
+LATER = ("layout", "judge_url", "judge_model")  # part of an identity only where they are given
 IDENTITY = 1  # raise when the meaning of a setting changes, so that older answers are not reused
 
 
@@ -23,6 +24,8 @@ class Settings:
         device: cpu, cuda, cuda:N or auto; dtype: float32, float16 or bfloat16.
         folder: the run's folder; out: the results file.
         reuse: "on" = questions of one image share its pruned cache.
+        layout: how LLaVA-NeXT cuts pictures, "anyres" or "fixed-2880"; None: as the checkpoint says.
+        judge_url, judge_model: who judges free-form answers.
     """
 
     benchmark: str
@@ -47,11 +50,14 @@ class Settings:
     runs: str
     out: str
     reuse: str = "off"
+    layout: str | None = None
+    judge_url: str | None = None
+    judge_model: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """All that can change an answer or its score; not: processes, paths of the same files, where results go."""
         left_out = ("processes", "runs", "out", "model", "data")
-        kept = {k: v for k, v in asdict(self).items() if k not in left_out}
+        kept = {k: v for k, v in asdict(self).items() if k not in left_out and not (k in LATER and v is None)}
         if self.reuse == "off":
             del kept["reuse"]
         kept["device"] = "cpu" if self.device == "cpu" else "cuda"
@@ -81,27 +87,11 @@ class Settings:
         return cls(**json.loads(text))
 
 
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """["k=2", "score=text"] -> {"k": 2, "score": "text"}; numbers become numbers, all else stays text.
-
-    Raises:
-        ValueError: a pair without "=", or a key given twice.
-    """
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals and value):
-            raise ValueError(f"--option {pair!r}: write it as name=value")
-        if key in options:
-            raise ValueError(f"--option {key} is given twice")
-        options[key] = _number(value)
-    return options
-
-
-def _number(text: str) -> Any:
+def number(text: Any) -> Any:
+    """An option's value as rows hold it: "2" -> 2, "0.5" -> 0.5, all else unchanged."""
     for kind in (int, float):
         try:
             return kind(text)
-        except ValueError:
+        except (TypeError, ValueError):
             continue
     return text
