@@ -70,6 +70,8 @@ def test_task_is_the_one_described(benchmark):
     assert (config["dataset_path"], config.get("dataset_name")) == (main.path, main.config)
     assert config["test_split"].strip() == benchmark.split == main.split
     metrics = {m["metric"] for m in config["metric_list"]}
+    if benchmark.judged:
+        metrics.add("judge_accuracy")  # comes from eval/judge.py
     assert set(benchmark.headline) <= metrics if benchmark.headline else metrics == {"submission"}
     assert all(callable(config[key]) for key in ("doc_to_visual", "doc_to_text"))
 
