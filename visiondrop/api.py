@@ -92,6 +92,7 @@ def apply(
     *,
     report: bool = False,
     chunk: int = CHUNK,
+    fused: bool = False,
     options: dict[str, Any] | None = None,
     **more: Any,
 ) -> Handle:
@@ -103,6 +104,7 @@ def apply(
         tokens: the budget, mean visual tokens per decoder layer.
         report: record what every stage keeps in `handle.report`.
         chunk: visual query rows scored at once; memory of a stage is heads x chunk x length.
+        fused: score without any map where triton and a CUDA card allow it (`visiondrop.fused`).
         options, more: the method's own options, e.g. `score="text"`, `merge="off"`.
 
     Returns:
@@ -115,6 +117,7 @@ def apply(
 
     adapter = adapter_for(model)
     pruner = Pruner(method, tokens, {**(options or {}), **more}, adapter.shape(), adapter.dims(), report, chunk)
+    pruner.fused = fused
     previous = model.__dict__.get("_visiondrop_handle")
     if previous is not None:
         previous.remove()

@@ -48,8 +48,8 @@ class EncoderView:
         keep: rows the stage must return per unit.
     """
 
-    def __init__(self, hidden: Tensor, probe: Probe, heads: int, cls: bool, keep: int, chunk: int = 256):
-        self.hidden, self.cls, self.keep, self._chunk = hidden, cls, keep, chunk
+    def __init__(self, hidden: Tensor, probe: Probe, heads: int, cls: bool, keep: int, chunk: int = 256, fuse: bool = False):
+        self.hidden, self.cls, self.keep, self._chunk, self._fuse = hidden, cls, keep, chunk, fuse
         units, rows, width = probe.query.shape
         self._query = probe.query.view(units, rows, heads, width // heads).transpose(1, 2)
         self._key = probe.key.view(units, rows, heads, width // heads).transpose(1, 2)
@@ -63,7 +63,7 @@ class EncoderView:
         scale = self._query.shape[-1] ** -0.5
         if self.cls:
             return scores.attention_rows(self._query[:, :, :1], self._key, scale, None)[:, 0, 1:]
-        return scores.received(self._query, self._key, scale, None, "bidirectional", self._chunk)
+        return scores.received(self._query, self._key, scale, None, "bidirectional", self._chunk, self._fuse)
 
     def metric(self) -> Tensor:
         """[U, R, E] keys (bias included, unscaled), mean over heads."""

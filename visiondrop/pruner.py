@@ -32,6 +32,7 @@ class Pruner:
         method, tokens, options: as given to `apply`.
         shape: the shape of an ordinary image of this model; plans for others are made on demand.
         record: whether passes write into `report`.
+        fused: whether scores may use the fused kernel (`visiondrop.fused`).
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Pruner:
         self.shape, self.dims, self.record, self.chunk = shape, dims, record, chunk
         self.report = Report()
         self.known: KnownProjections | None = None
+        self.fused = False
         self._plans: dict[VisualShape, Plan] = {}
         self._frozen: list[list[int]] | None = None
         self._last_prompt: tuple[list[list[int]], list[list[int]], Any] | None = None
@@ -95,7 +97,7 @@ class Pruner:
             ([I, U * keep, D] states for the projector in the LLM's order, [I, U * keep] their ids when recording).
         """
         stage, units, rows = self.plan_for(shape).encoder, shape.units, hidden.shape[1]
-        view = EncoderView(hidden, probe, heads, shape.cls, stage.keep, self.chunk)
+        view = EncoderView(hidden, probe, heads, shape.cls, stage.keep, self.chunk, self.fused)
         selection = stage.select(view)
         value = gather_rows(hidden, selection.index) if selection.value is None else selection.value
         value = value.reshape(len(images), -1, value.shape[-1])

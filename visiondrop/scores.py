@@ -6,6 +6,8 @@ Nothing here reads or changes the attention backend; queries and keys are recomp
 import torch
 from torch import Tensor, nn
 
+from . import fused
+
 CPU_ROWS = 64  # of one chunk: the map stays in the processor's cache, and little above the diagonal is computed
 SCORE_MASKS = ("causal", "queries", "bidirectional")
 
@@ -72,7 +74,13 @@ def attention_rows(query: Tensor, key: Tensor, scale: float, visible: Tensor | N
 
 
 def received(
-    query: Tensor, key: Tensor, scale: float, hidden_keys: Tensor | None, mask: str = "causal", chunk: int = 256
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    hidden_keys: Tensor | None,
+    mask: str = "causal",
+    chunk: int = 256,
+    fuse: bool = False,
 ) -> Tensor:
     """Attention that visual tokens receive from visual queries (paper Eq. 3-4, with the code's causal mask).
 
@@ -86,10 +94,13 @@ def received(
         mask: "causal" as the official code; "queries": causal, each key's sum divided by the number of visual
             queries that see it instead of by n; "bidirectional": no mask among the visual tokens.
         chunk: most query rows handled at once over all images; no tensor exceeds heads x chunk x (P + n) elements.
+        fuse: compute without any map where `fused.usable`.
 
     Returns:
         [I, n] float32.
     """
+    if fuse and fused.usable(query):
+        return fused.received(query, key, scale, hidden_keys, mask)
     images, _, count, _ = query.shape
     before = key.shape[2] - count
     rows = max(1, min(chunk // images, CPU_ROWS if query.device.type == "cpu" else chunk))

@@ -44,7 +44,7 @@ class View:
         """[I, n] float32: attention each visual token receives from the visual queries (see `scores.received`)."""
         key, hidden_keys = self._image_keys()
         return scores.received(
-            self._cached["query"], key, self._attention.scaling, hidden_keys, mask, self._run.chunk
+            self._cached["query"], key, self._attention.scaling, hidden_keys, mask, self._run.chunk, self._run.pruner.fused
         )
 
     def keys(self) -> Tensor:
