@@ -87,7 +87,7 @@ def test_sharded_processes_ask_equally_often():
     from eval.lmms_model import LlavaVisionDrop
 
     lm = object.__new__(LlavaVisionDrop)
-    lm.batch_size, lm._device = 2, torch.device("cpu")
+    lm.batch_size, lm._device, lm.reuse = 2, torch.device("cpu"), None
     lm.tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: text.split())
     requests = {
         key: SimpleNamespace(args=(text, {}, None, i, "t", "s"))
