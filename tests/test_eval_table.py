@@ -72,7 +72,8 @@ def test_task_is_the_one_described(benchmark):
     metrics = {m["metric"] for m in config["metric_list"]}
     if benchmark.judged:
         metrics.add("judge_accuracy")  # comes from eval/judge.py
-    assert set(benchmark.headline) <= metrics if benchmark.headline else metrics == {"submission"}
+    if benchmark.counts != "judged":  # verdicts are asked for after lmms-eval has ended
+        assert set(benchmark.headline) <= metrics if benchmark.headline else metrics == {"submission"}
     assert all(callable(config[key]) for key in ("doc_to_visual", "doc_to_text"))
 
 
