@@ -51,6 +51,12 @@ class Benchmark:
     server: str | None = None
     model: str = "liuhaotian/llava-v1.5-7b"
     conversation: str = "vicuna_v1"
+    drawn: bool = False
+
+    @property
+    def default_model(self) -> str:
+        """`model`, as a path where it is a folder of this repository."""
+        return str(ROOT / self.model) if (ROOT / self.model).is_dir() else self.model
 
     @property
     def judged(self) -> bool:
@@ -93,7 +99,7 @@ def _strict(entry: dict, allowed: set[str], required: set[str], where: str) -> d
 def _protocol(name: str, title: str, protocol: str, entry: dict[str, Any]) -> Benchmark:
     where = f"benchmark {name}, protocol {protocol}"
     allowed = {f.name for f in fields(Benchmark)} - {"name", "title", "protocol"}
-    _strict(entry, allowed, allowed - {"group", "upload", "server", "model", "conversation"}, where)
+    _strict(entry, allowed, allowed - {"group", "upload", "server", "model", "conversation", "drawn"}, where)
     keys = {f.name for f in fields(DataSource)}
     data = tuple(
         DataSource(**{**_strict(d, keys, keys, f"{where}, data"), "columns": tuple(d["columns"])})

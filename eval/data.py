@@ -62,6 +62,15 @@ def place(folder: Path | None, files: str) -> Iterator[None]:
         yield
 
 
+def drawn(benchmark: Benchmark, runs: Path) -> Path | None:
+    """Folder with the question sets of a benchmark that we draw ourselves, made below `runs`; None for the others."""
+    if not benchmark.drawn:
+        return None
+    from eval.testbed.sets import write_sets
+
+    return write_sets(runs / "data", tuple(source.config for source in benchmark.data)).parent.resolve()
+
+
 def fingerprint_of(benchmark: Benchmark, data: Path | None) -> str:
     """ "hub", or the fingerprint of the files of the benchmark's data sets below `data`.
 

@@ -84,10 +84,10 @@ def prepare(args: argparse.Namespace) -> Settings:
         visiondrop.plan(args.method, args.tokens)  # raises with the closest names
     out = rows.check_writable(args.out)
     _check_folder(args.runs)
-    folder = args.data.resolve() if args.data else None
+    folder = args.data.resolve() if args.data else data.drawn(benchmark, args.runs)
     data_fingerprint = data.fingerprint_of(benchmark, folder)
     _judge(benchmark, args.judge_url, args.judge_model)
-    checkpoint = fingerprint.checkpoint(args.model or benchmark.model)
+    checkpoint = fingerprint.checkpoint(args.model or benchmark.default_model)
     _show_ledger(args, options, checkpoint, quiet=rank != 0)
     device, dtype = _placement(args)
     settings = Settings(

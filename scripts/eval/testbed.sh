@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# The testbed, drawn scenes and a small model trained by us: bash scripts/eval/testbed.sh 64 [--method M] [--batch-size N] …
+exec bash "$(dirname "${BASH_SOURCE[0]}")/_run.sh" testbed "$@"
