@@ -12,8 +12,8 @@ from pathlib import Path
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 import visiondrop
-from eval.settings import parse_options
 from figures import style
+from figures.settings import options_of
 from figures.style import plt
 from visiondrop.errors import VisionDropError
 from visiondrop.plan import Plan
@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=style.OUT)
     args = parser.parse_args(argv)
     try:
-        plan = visiondrop.plan(args.method, args.tokens, layers=args.layers, options=parse_options(args.option))
+        plan = visiondrop.plan(args.method, args.tokens, layers=args.layers, options=options_of(args.option))
         usual = (args.method, args.tokens, args.layers, args.option) == ("visiondrop", 64, 32, [])
         name = "figure5" if usual else f"figure5-{args.method}-{args.tokens}-{args.layers}"
         draw(plan, name, args.out)

@@ -11,8 +11,9 @@ import yaml
 
 from eval.benchmarks import ROOT
 from eval.errors import EvaluationError
-from eval.settings import parse_options
+from eval.settings import number
 from figures import paper
+from visiondrop.__main__ import read_options
 from visiondrop.plan import VisualShape
 
 FILE = ROOT / "configs" / "tables.yaml"
@@ -80,6 +81,11 @@ class Variant:
         return next(e for e in self.entries if e.is_base)
 
 
+def options_of(pairs: list[str]) -> dict[str, Any]:
+    """["score=text", "k=2"] as rows hold it: {"score": "text", "k": 2}."""
+    return {name: number(value) for name, value in read_options(pairs).items()}
+
+
 def _strict(entry: dict, allowed: set[str], where: str) -> dict:
     for key in entry:
         if key not in allowed:
@@ -94,7 +100,7 @@ def _entries(raw: list[dict], where: str) -> tuple[Entry, ...]:
     out = []
     for item in raw:
         _strict(item, {f.name for f in fields(Entry)}, where)
-        options = parse_options(item.get("options", []))
+        options = options_of(item.get("options", []))
         out += [Entry(item["method"], item["label"], t, options, item.get("control", False)) for t in item["tokens"]]
     return tuple(sorted(out, key=lambda e: -e.tokens))
 

@@ -83,6 +83,7 @@ def save(figure: Figure, name: str, text: str, folder: Path = OUT) -> None:
     Raises:
         EvaluationError: the folder cannot be written.
     """
+    _settle(figure)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
@@ -93,6 +94,17 @@ def save(figure: Figure, name: str, text: str, folder: Path = OUT) -> None:
     finally:
         plt.close(figure)
     print(f"wrote {folder / name}.{{pdf,png,txt}}")
+
+
+def _settle(figure: Figure) -> None:
+    """Lay out once and round: the solver's last bits differ from run to run, and with them the files."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for part in figure.subfigs:
+        part.patch.set_visible(False)
+    for axes in figure.axes:
+        box = axes.get_position()
+        axes.set_position([round(v, 3) for v in (box.x0, box.y0, box.width, box.height)])
 
 
 def bare(axes) -> None:

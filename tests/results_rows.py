@@ -5,7 +5,7 @@ from typing import Any
 
 import visiondrop
 from eval import benchmarks, rows
-from eval.settings import parse_options
+from figures.settings import options_of
 
 MODEL = "liuhaotian/llava-v1.5-7b"
 
@@ -15,7 +15,7 @@ def row(
 ) -> dict[str, Any]:
     """A sealed row of a whole run under the paper protocol; `changes` replace fields."""
     spec = benchmarks.get(benchmark, changes.get("protocol", "paper"))
-    options = parse_options(changes.pop("options", []))
+    options = options_of(changes.pop("options", []))
     ledger = visiondrop.plan(method, tokens, options=options).ledger().as_dict()
     out = {
         "run": f"{benchmark}{method}{tokens}"[:12], "folder": "made-up", "benchmark": benchmark, "protocol": spec.protocol,
