@@ -3,8 +3,8 @@
     python -m eval.compare results/runs/gqa-…-visiondrop-64-… results/runs/gqa-…-fastv-64-…
     python -m eval.compare A B --metric hop2 --json
 
-Prints both scores, their difference A - B with a paired bootstrap interval (images are drawn with replacement, both runs'
-answers to a drawn image together), and McNemar's exact test on the questions that exactly one run got right.
+Prints both scores, their difference A - B with a paired bootstrap interval (images are drawn with replacement, both
+runs' answers to a drawn image together), and McNemar's exact test on the questions that exactly one run got right.
 A run is named by its folder, by the folder's name or by its 12-digit id below --runs.
 """
 

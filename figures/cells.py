@@ -145,7 +145,8 @@ def comparable(column: Column, protocol: str) -> str | None:
         theirs.headline,
         theirs.server,
     ):
-        return f"the {protocol} protocol asks {ours.task}, split {ours.split}; the paper's is {theirs.task}, split {theirs.split}"
+        asked = f"the {protocol} protocol asks {ours.task}, split {ours.split}"
+        return f"{asked}; the paper's is {theirs.task}, split {theirs.split}"
     return None
 
 
@@ -186,7 +187,8 @@ def long_table(variant: Variant, model: str, table: pd.DataFrame) -> pd.DataFram
 
 
 LINE = (
-    "entry tokens method label options control column head group paper ours low high delta n interval mean_tokens rank note run"
+    "entry tokens method label options control column head group paper ours low high delta n interval mean_tokens "
+    "rank note run"
 ).split()
 
 
@@ -211,9 +213,21 @@ def averages(variant: Variant, lines: pd.DataFrame) -> pd.DataFrame:
             present = int(mean.loc[number].notna().sum())
             note = "" if present == len(keys) else f"{present} of {len(keys)} columns: no average"
             ours_here = mean.loc[number].mean(skipna=False)
-            out.append({"entry": number, "tokens": entry.tokens, "method": entry.method, "label": entry.label,
-                        "control": entry.control, "column": f"avg:{group}" if group else "avg", "group": group,
-                        "head": f"Avg. {group}".strip(), "paper": told[number], "ours": ours_here, "note": note})  # fmt: skip
+            out.append(
+                {
+                    "entry": number,
+                    "tokens": entry.tokens,
+                    "method": entry.method,
+                    "label": entry.label,
+                    "control": entry.control,
+                    "column": f"avg:{group}" if group else "avg",
+                    "group": group,
+                    "head": f"Avg. {group}".strip(),
+                    "paper": told[number],
+                    "ours": ours_here,
+                    "note": note,
+                }
+            )
     table = pd.DataFrame(out).reindex(columns=[*LINE])
     table["delta"] = table["ours"] - table["paper"]
     table["rank"] = _ranks(table)

@@ -3,8 +3,8 @@
     python -m figures.figure3 [--model M]          # reads results/figures/figure3-<variant>.npz (figures.capture)
 
 Upper part: kept patches of the first pictures, text-guided and visual-only; pruned patches are pale.  Lower part: how
-often each patch is kept, for the text-guided score and for the visual-only score under its three masks.  A score without
-positional bias keeps every row of patches equally often.
+often each patch is kept, for the text-guided score and for the visual-only score under its three masks.  A score
+without positional bias keeps every row of patches equally often.
 """
 
 import sys
@@ -107,8 +107,11 @@ def bias(share: np.ndarray, grid: int) -> dict[str, float]:
     rows = np.arange(grid * grid) // grid
     quarters = [float(weight[(rows >= q * grid // 4) & (rows < (q + 1) * grid // 4)].sum()) for q in range(4)]
     ranks = _ranks(share)
-    return {"mean_row": float((weight * rows).sum() / (grid - 1)), "quarters": quarters,
-            "spearman": float(np.corrcoef(np.arange(grid * grid), ranks)[0, 1]) if share.std() > 0 else 0.0}  # fmt: skip
+    return {
+        "mean_row": float((weight * rows).sum() / (grid - 1)),
+        "quarters": quarters,
+        "spearman": float(np.corrcoef(np.arange(grid * grid), ranks)[0, 1]) if share.std() > 0 else 0.0,
+    }
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -121,10 +124,12 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def text(arrays: dict, about: dict) -> str:
     """The bias in numbers."""
     lines = [
-        f"model {about['model']} ({about['model_fingerprint']}); {about['keep']} of {about['grid'] ** 2} patches kept before layer {about['at']}"
+        f"model {about['model']} ({about['model_fingerprint']}); {about['keep']} of {about['grid'] ** 2} patches kept "
+        f"before layer {about['at']}"
     ]
     lines.append(
-        f"{about['pictures']} pictures. Without bias: mean row 0.500, quarters 0.250, rank correlation with raster position 0."
+        f"{about['pictures']} pictures. Without bias: mean row 0.500, quarters 0.250, rank correlation with raster "
+        "position 0."
     )
     lines.append(f"{'score':<16}{'mean row':>10}   share of kept patches per quarter, top to bottom   rank correlation")
     for rule, share in zip(about["rules"], arrays["retention"]):

@@ -53,7 +53,8 @@ def _hit(mask: np.ndarray, needed: np.ndarray) -> str:
 def text(arrays: dict, about: dict) -> str:
     """Counts and the kept patches as characters."""
     lines = [
-        f"model {about['model']} ({about['model_fingerprint']}), PyramidDrop with text-guided scores, budget {about['tokens']} tokens"
+        f"model {about['model']} ({about['model_fingerprint']}), PyramidDrop with text-guided scores, "
+        f"budget {about['tokens']} tokens"
     ]
     for row, question in enumerate(about["questions"]):
         lines.append(f"\nquestion: {question}\n{_answers(about, row)}")

@@ -141,7 +141,8 @@ def _legend(axes, plan: Plan) -> None:
     if any(c["contextual"] for c in columns(plan)):
         handles.append(Rectangle((0, 0), 1, 1, facecolor="white", edgecolor="black", hatch="//////", linewidth=0.5))
         labels.append("contextual tokens: the rest, merged by similarity")
-    title = f"{plan.method}, budget {plan.tokens}: mean {ledger.mean:.1f} of {plan.shape.tokens} tokens per LLM layer, {ledger.flops / 1e12:.2f} TFLOPs"
+    mean = f"mean {ledger.mean:.1f} of {plan.shape.tokens} tokens per LLM layer"
+    title = f"{plan.method}, budget {plan.tokens}: {mean}, {ledger.flops / 1e12:.2f} TFLOPs"
     legend = axes.legend(handles, labels, loc="upper right", title=title, title_fontsize=7)
     legend._legend_box.align = "left"
 

@@ -23,8 +23,8 @@ PANELS = (
     ("c", "dominant : contextual"),
 )
 CAPTION = (
-    "The arms without E prune before layers [2, 8, 16] of 32 (scaled to the model's depth), because [8, 16, 24] cannot go below a "
-    "mean of 144 tokens without the encoder stage; all arms have a mean of 128."
+    "The arms without E prune before layers [2, 8, 16] of 32 (scaled to the model's depth), because [8, 16, 24] cannot "
+    "go below a mean of 144 tokens without the encoder stage; all arms have a mean of 128."
 )
 
 

@@ -1,7 +1,7 @@
 """Looking into an unpruned model: what a decoder layer receives, and the scores any rule would give its visual tokens.
 
-`Probe` loads a checkpoint and one picture at a time.  Scores are those of the methods (`visiondrop.scores`), computed on
-the states that enter a layer with that layer's own projections.
+`Probe` loads a checkpoint and one picture at a time.  Scores are those of the methods (`visiondrop.scores`), computed
+on the states that enter a layer with that layer's own projections.
 """
 
 import functools
@@ -47,8 +47,15 @@ class Probe:
         """What a file made from this model must say about its origin."""
         checkpoint = fingerprint.checkpoint(self.path)
         commit, dirty = fingerprint.git_state()
-        return {"model": checkpoint.name, "model_fingerprint": checkpoint.fingerprint, "layers": self.layers, "grid": self.grid,
-                "commit": commit, "dirty": dirty, "versions": fingerprint.versions()}  # fmt: skip
+        return {
+            "model": checkpoint.name,
+            "model_fingerprint": checkpoint.fingerprint,
+            "layers": self.layers,
+            "grid": self.grid,
+            "commit": commit,
+            "dirty": dirty,
+            "versions": fingerprint.versions(),
+        }
 
     def prompt(self, question: str) -> Tensor:
         """[1, T] ids with one placeholder, as the evaluation builds them."""

@@ -1,8 +1,8 @@
 """Long-form cells as Markdown, LaTeX and CSV.
 
 A table of the paper's models has three lines per entry: paper, ours (with its 95 % interval), delta.  The stand-in has
-one line per entry.  In each budget the best of our values is bold, the second underlined.  Every empty cell of ours is a
-dash with a footnote.
+one line per entry.  In each budget the best of our values is bold, the second underlined.  Every empty cell of ours is
+a dash with a footnote.
 """
 
 from collections.abc import Callable

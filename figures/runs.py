@@ -26,8 +26,8 @@ from visiondrop.errors import VisionDropError
 FROM_ROWS = ("table1", "table2", "table3", "figure2", "figure6")
 RANDOM_SEEDS = 5
 
-# card: (seconds beside the arithmetic of a question, FLOP/s reached, seconds of a decoding step).  3090: fitted to the two
-# LLaVA-1.5 times of the paper's Table 4.  H200: an estimate.  One CPU core: the testbed's float32 rate, an estimate.
+# card: (seconds beside the arithmetic of a question, FLOP/s reached, seconds of a decoding step).  3090: fitted to
+# the two LLaVA-1.5 times of the paper's Table 4.  H200: an estimate.  One CPU core: float32, an estimate.
 CARDS = {"RTX 3090": (0.081, 58e12, 0.026), "H200": (0.035, 400e12, 0.012)}
 CORE = (0.02, 3e10, 0.004)
 STEPS, LOADING = 3, {"paper": 60.0, "testbed": 15.0}  # answer tokens per question; seconds to start a run
@@ -110,9 +110,8 @@ def cost(found: list[tuple[Variant, Run]]) -> str:
     large = [(v, r) for v, r in found if v.kind == "paper"]
     for name, card in CARDS.items():
         if large:
-            lines.append(
-                f"  paper's models: about {sum(seconds(r, v, card) for v, r in large) / 3600:.1f} GPU hours on one {name} (estimate)"
-            )
+            hours = sum(seconds(r, v, card) for v, r in large) / 3600
+            lines.append(f"  paper's models: about {hours:.1f} GPU hours on one {name} (estimate)")
     return "\n".join(lines)
 
 
@@ -133,19 +132,12 @@ def command(variant: Variant, run: Run, args: argparse.Namespace) -> list[str]:
     """The whole command line of one run."""
     model = args.model or str(ROOT / variant.models[0])
     out = [sys.executable, "-m", "eval.run", *run.arguments(), "--model", model, "--protocol", variant.protocol]
+    if variant.layout == "fixed-2880":
+        out += ["--layout", variant.layout]
     for name in ("data", "device", "out"):
         if getattr(args, name, None):
             out += [f"--{name}", str(getattr(args, name))]
     return out + (["--force"] if args.force else []) + list(args.more)
-
-
-def testbed_data(args: argparse.Namespace, found: list[tuple[Variant, Run]]) -> None:
-    """Draw the testbed's question sets where they are missing, and read them from there."""
-    if args.data is None and any(v.kind == "testbed" for v, _ in found):
-        from eval.testbed.sets import write_sets
-
-        args.data = ROOT / "runs" / "data"
-        write_sets(args.data)
 
 
 def do(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
@@ -160,7 +152,7 @@ def do(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
 
 
 def complete(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
-    """Check that the runs can start, draw the testbed's questions if needed, and do them.
+    """Check that the runs can start, and do them.
 
     Raises:
         EvaluationError: the testbed's checkpoint is not there.
@@ -170,8 +162,6 @@ def complete(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
             raise EvaluationError(
                 f"{folder} holds no checkpoint: train it first (bash scripts/train_testbed.sh), or give --model"
             )
-    if found:
-        testbed_data(args, found)
     return do(found, args) if found else 0
 
 

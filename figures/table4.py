@@ -4,8 +4,8 @@
     bash scripts/tables/table4.sh [--device cuda|cpu] [--size 7b|small]       # measures first, with random weights
 
 FLOPs need no machine and no checkpoint: they follow from the plans (visiondrop.flops, checked against torch's counter).
-Times need no checkpoint either, because every length follows from the plan.  A time is set beside the paper's only when it
-was taken at the paper's size on the paper's card.
+Times need no checkpoint either, because every length follows from the plan.  A time is set beside the paper's only when
+it was taken at the paper's size on the paper's card.
 """
 
 import argparse
@@ -25,13 +25,16 @@ WEIGHTS_GB = 14.126  # 7.063 B parameters in 16 bits: what the paper's memory ho
 PAPER_CARD = "3090"
 ONE, NEXT = VisualShape(), VisualShape(patches=576, units=5, nominal_units=5)
 WITH_NEWLINES = VisualShape(patches=576, units=5, nominal_units=5, length=2880 + 48)
+NEWLINES = "the paper's value counts one newline token per row of the 2 x 2 grid of a square image"
+FIXED = "without newline tokens; the layout whose token counts the paper prints"
+DERIVED = "the derived schedule 480/352/258/190; the authors' LLaVA-NeXT code is not released"
 FLOPS = (  # label, method, budget, shape, row of the paper's table, remark
     ("LLaVA-1.5", "none", None, ONE, 0, ""),
     ("VisionDrop", "visiondrop", 64, ONE, 1, ""),
-    ("LLaVA-NeXT, 2880 + 48 newlines", "none", None, WITH_NEWLINES, 2, "the paper's value counts one newline token per row of the 2 x 2 grid of a square image"),
-    ("LLaVA-NeXT, fixed-2880", "none", None, NEXT, None, "without newline tokens; the layout whose token counts the paper prints"),
-    ("VisionDrop", "visiondrop", 320, NEXT, 3, "the derived schedule 480/352/258/190; the authors' LLaVA-NeXT code is not released"),
-)  # fmt: skip
+    ("LLaVA-NeXT, 2880 + 48 newlines", "none", None, WITH_NEWLINES, 2, NEWLINES),
+    ("LLaVA-NeXT, fixed-2880", "none", None, NEXT, None, FIXED),
+    ("VisionDrop", "visiondrop", 320, NEXT, 3, DERIVED),
+)
 
 
 def flops() -> pd.DataFrame:
@@ -42,9 +45,22 @@ def flops() -> pd.DataFrame:
         base = visiondrop.plan("none", shape=WITH_NEWLINES if shape.units > 1 else ONE).ledger()
         told = float(printed.loc[row, "tflops"]) if row is not None else float("nan")
         ours = ledger.flops / 1e12
-        out.append({"label": label, "method": method, "tokens": tokens or shape.nominal, "mean": ledger.mean, "paper": told, "ours": ours,
-                    "delta": ours - told, "delta_percent": 100 * (ours / told - 1), "lean": ledger.lean_flops / 1e12,
-                    "ratio": base.flops / ledger.flops, "lean_ratio": base.lean_flops / ledger.lean_flops, "note": remark})  # fmt: skip
+        out.append(
+            {
+                "label": label,
+                "method": method,
+                "tokens": tokens or shape.nominal,
+                "mean": ledger.mean,
+                "paper": told,
+                "ours": ours,
+                "delta": ours - told,
+                "delta_percent": 100 * (ours / told - 1),
+                "lean": ledger.lean_flops / 1e12,
+                "ratio": base.flops / ledger.flops,
+                "lean_ratio": base.lean_flops / ledger.lean_flops,
+                "note": remark,
+            }
+        )
     return pd.DataFrame(out)
 
 
@@ -129,9 +145,12 @@ def times_markdown(table: pd.DataFrame) -> list[str]:
         device, dtype, attention, clock, threads, hidden, layers, units = key
         size = "7B" if (hidden, layers) == (4096, 32) else f"small stand-in (width {hidden}, {layers} layers)"
         shape = "576 visual tokens" if units == 1 else f"{units} crops, {576 * units} visual tokens"
-        lines += [f"**{device}**, {size}, random weights, {dtype}, {attention}, {shape}, 63 text tokens; {clock}"
-                  + (f", {threads} thread{'s' if threads > 1 else ''}" if "cpu" in clock else "")
-                  + f"; medians of {block['rounds'].min()} rounds (min – max); measured {block['date'].max()[:10]}.", ""]  # fmt: skip
+        lines += [
+            f"**{device}**, {size}, random weights, {dtype}, {attention}, {shape}, 63 text tokens; {clock}"
+            + (f", {threads} thread{'s' if threads > 1 else ''}" if "cpu" in clock else "")
+            + f"; medians of {block['rounds'].min()} rounds (min – max); measured {block['date'].max()[:10]}.",
+            "",
+        ]
         if (hidden, layers) != (4096, 32) or PAPER_CARD not in device:
             lines += [
                 "Not comparable with the paper's times: another "
@@ -177,9 +196,10 @@ def times_markdown(table: pd.DataFrame) -> list[str]:
 
 
 CAPTION = [
-    "FLOPs in T, one prefill of one image and 63 text tokens at 7B size. *Ours* counts as the paper does: multiply-add 2, attention "
-    "in full, all 24 tower layers, the head on every position, and for VisionDrop the released code's recomputed projections. *Lean* "
-    "counts what is needed: 23 tower layers, causal attention, the head on the last position, scores from projections at hand.",
+    "FLOPs in T, one prefill of one image and 63 text tokens at 7B size. *Ours* counts as the paper does: "
+    "multiply-add 2, attention in full, all 24 tower layers, the head on every position, and for VisionDrop the released code's "
+    "recomputed projections. *Lean* counts what is needed: 23 tower layers, causal attention, the head on the last "
+    "position, scores from projections at hand.",
 ]
 
 
@@ -217,9 +237,16 @@ def latex(table: pd.DataFrame) -> str:
     for row in table.itertuples():
         told = "---" if pd.isna(row.paper) else f"{row.paper:.2f}"
         delta = "---" if pd.isna(row.paper) else f"{row.delta:+.3f}"
-        lines.append(
-            f"{row.label} & {row.tokens} & {told} & {row.ours:.3f} & {delta} & {row.ratio:.2f}$\\times$ & {row.lean:.3f} \\\\"
-        )
+        cells = [
+            row.label,
+            str(row.tokens),
+            told,
+            f"{row.ours:.3f}",
+            delta,
+            f"{row.ratio:.2f}$\\times$",
+            f"{row.lean:.3f}",
+        ]
+        lines.append(" & ".join(cells) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 

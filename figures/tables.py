@@ -85,8 +85,8 @@ def costs(variant: Variant, lines: pd.DataFrame) -> pd.DataFrame:
 
 
 CAPTIONS = {
-    "ratios": "Avg. is the mean over its columns of our value divided by our unpruned value, in %; it is empty unless every column is there.",
-    "values": "Avg. is the plain mean over its columns; it is empty unless every column is there.",
+    "ratios": "Avg. is the mean over its columns of our value over our unpruned value, in %, where all are there.",
+    "values": "Avg. is the plain mean over its columns, where all are there.",
 }
 
 
@@ -95,17 +95,22 @@ def caption(variant: Variant, model: str, table: pd.DataFrame) -> list[str]:
     mine = table[table["model"] == model]
     made = f"rows of {mine['date'].min()[:10]} to {mine['date'].max()[:10]}" if len(mine) else "no rows yet"
     lines = [
-        f"Model `{model}`, protocol {variant.protocol}, {made}. Budgets are mean visual tokens per LLM layer. {CAPTIONS[variant.average]}"
+        f"Model `{model}`, protocol {variant.protocol}, {made}. Budgets are mean visual tokens per LLM layer. "
+        + CAPTIONS[variant.average]
     ]
     if variant.kind == "testbed":
         lines.append(
-            "A small stand-in trained on drawn scenes, not a reproduction of the paper's models; brackets are 95 % intervals."
+            "A small stand-in trained on drawn scenes, not a reproduction of the paper's models; brackets are 95 % "
+            "intervals."
         )
     else:
         lines.append(
-            "Paper, ours, and their difference Δ; brackets are 95 % intervals of ours. FLOPs: prefill of one image and 63 text tokens "
-            "in the paper's convention, our formula."
+            "Paper, ours, and their difference Δ; brackets are 95 % intervals of ours. FLOPs: prefill of one image and "
+            "63 text tokens in the paper's convention, our formula."
         )
+    specs = [cells.spec_of(c.benchmark, variant.protocol) for c in variant.columns]
+    if any(spec is not None and spec.counts == "judged" for spec in specs):
+        lines.append("Answers are judged by a language model: a difference from the paper contains that of the judges.")
     return lines
 
 

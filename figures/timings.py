@@ -1,7 +1,7 @@
 """Measurements that tables and figures need: calls of eval.efficiency with fixed settings, kept in results/efficiency.
 
-`table4`: the paper's four rows against stock transformers, over batch sizes.  `methods`: every method and budget at batch
-size 1.  Random weights: lengths follow from the plan, so time and memory do not depend on the data.
+`table4`: the paper's four rows against stock transformers, over batch sizes.  `methods`: every method and budget at
+batch size 1.  Random weights: lengths follow from the plan, so time and memory do not depend on the data.
 """
 
 import subprocess
@@ -45,6 +45,7 @@ def sweeps(what: str, gpu: bool) -> list[list[str]]:
             for (u, t), b in zip((("1", "64"), ("5", "320")), batches)
         ]
     # The tower takes the same time for every method and would hide the rest; only the LLM's prefill is read from these.
+    # Eight layers put the floor of FastV and PyramidDrop above 64 tokens, hence the deep stack for the small one.
     base = ["--tower", "tiny", *rounds]
     return [
         [*base, "--methods", METHODS, "--tokens", "192,128,64"],
@@ -73,7 +74,8 @@ def measure(what: str, device: str | None, size: str | None, force: bool) -> int
     part.unlink(missing_ok=True)
     gpu = device.startswith("cuda")
     for arguments in sweeps(what, gpu):
-        command = [sys.executable, "-m", "eval.efficiency", "sweep", *arguments, "--size", size, "--device", device]
+        depth = "deep" if (what, size) == ("methods", "small") else size
+        command = [sys.executable, "-m", "eval.efficiency", "sweep", *arguments, "--size", depth, "--device", device]
         command += ["--dtype", "bfloat16" if gpu else "float32", "--out", str(part)]
         if subprocess.run(command, cwd=ROOT).returncode:
             print(f"error: this measurement failed: {' '.join(command[1:])}", file=sys.stderr)

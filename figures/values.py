@@ -82,7 +82,8 @@ def command(name: str, table: str, doc: str, draw: Callable, argv: list[str] | N
             reasons = ", ".join(sorted({n for n in lines["note"] if n}))
             script = name.replace("_", "-")
             raise EvaluationError(
-                f"there are no rows of {model} for this figure, unpruned and pruned ({reasons}): run bash scripts/figures/{script}.sh"
+                f"there are no rows of {model} for this figure, unpruned and pruned ({reasons}): "
+                f"run bash scripts/figures/{script}.sh"
             )
         style.use()
         draw(variant, lines, tables.stem(variant).replace(table, script_name(name)), args.out)

@@ -1,4 +1,4 @@
-"""The FLOPs formulas against a counter on real modules (meta tensors, full 7B widths), and against published numbers."""
+"""The FLOPs formulas against a counter on real modules (meta tensors, 7B widths), and against published numbers."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def run_layers(decoder, layers, n: int) -> None:
 
 
 def run_staged(decoder, plan: Plan) -> None:
-    """The decoder's part of a plan as the released code runs it: q, k, v of the next layer for all tokens at each cut."""
+    """The decoder's part of a plan as the released code runs it: q, k, v of the next layer at each cut."""
     edges = [0, *(stage.layer for stage in plan.stages), 32]
     for count, start, stop in zip(plan.counts, edges, edges[1:]):
         run_layers(decoder, decoder.model.layers[start:stop], count + TEXT)
@@ -148,8 +148,8 @@ def test_text_is_pinned_by_the_unpruned_row():
     assert values == pytest.approx([9.050, 9.064, 9.078], abs=5e-4)
 
 
-# performance.md §1 at the settings printed there; budgets whose settings differ on the method pages (FastV at 64 keeps 30,
-# SparseVLM's recycled tokens are counted) are asked for by explicit settings or left out.
+# performance.md §1 at the settings printed there; budgets whose settings differ on the method pages (FastV at 64 keeps
+# 30, SparseVLM's recycled tokens are counted) are asked for by explicit settings or left out.
 PRINTED = [  # method, shape, tokens, options, TFLOPs
     *[("visiondrop", None, t, {}, f) for t, f in {192: 3.866, 128: 2.984, 64: 2.107, 32: 1.671}.items()],
     *[("visionzip", None, t, {}, f) for t, f in {192: 3.794, 128: 2.930, 64: 2.071, 32: 1.643}.items()],

@@ -1,4 +1,4 @@
-"""eval.compare: McNemar and the paired bootstrap against plain loops, refusals, and the command line on made-up runs."""
+"""eval.compare: McNemar and the paired bootstrap against plain loops, refusals, the command line on made-up runs."""
 
 import itertools
 import json
@@ -36,9 +36,7 @@ def pair(tmp_path):
 def test_mcnemar_equals_the_sum_over_all_coin_tosses():
     for only_a, only_b in ((0, 0), (1, 0), (5, 2), (9, 9), (0, 12)):
         n = only_a + only_b
-        as_extreme = sum(
-            abs(sum(toss) - n / 2) >= abs(only_a - n / 2) for toss in itertools.product((0, 1), repeat=n)
-        )
+        as_extreme = sum(abs(sum(toss) - n / 2) >= abs(only_a - n / 2) for toss in itertools.product((0, 1), repeat=n))
         assert compare.mcnemar(only_a, only_b) == pytest.approx(as_extreme / 2**n)
 
 
@@ -95,7 +93,9 @@ def test_graded_answers_have_no_mcnemar(tmp_path):
 
 def test_pope_and_mme_answers_are_right_or_wrong():
     pope = benchmarks.get("pope", "offline")
-    said = [{"doc_id": i, "pope_f1_score": {"prediction": p, "ground_truth": "yes"}} for i, p in enumerate(("yes", "no"))]
+    said = [
+        {"doc_id": i, "pope_f1_score": {"prediction": p, "ground_truth": "yes"}} for i, p in enumerate(("yes", "no"))
+    ]
     assert compare.right_answers(pope, said) == {0: True, 1: False}
     mme = benchmarks.get("mme", "offline")
     assert compare.right_answers(mme, [{"doc_id": 3, "mme_cognition_score": {"score": 1.0}}]) == {3: True}

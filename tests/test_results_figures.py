@@ -8,7 +8,20 @@ import pytest
 import visiondrop
 from eval.testbed.export import export_checkpoint
 from eval.testbed.model import Sizes, init_weights
-from figures import capture, figure1, figure2, figure3, figure4, figure5, figure6, make, pictures, runs, settings, values
+from figures import (
+    capture,
+    figure1,
+    figure2,
+    figure3,
+    figure4,
+    figure5,
+    figure6,
+    make,
+    pictures,
+    runs,
+    settings,
+    values,
+)
 from figures.accuracy_tokens import draw as draw_tokens
 from figures.probe import RULES, Probe, top
 from tests.results_rows import MODEL, row, write
@@ -44,7 +57,9 @@ def captures(probe, scenes):
 
 
 @pytest.mark.parametrize("layer", [1, 6])
-@pytest.mark.parametrize(("rule", "options"), [("text", {}), *((m, {"score": "visual", "score_mask": m}) for m in RULES[1:])])
+@pytest.mark.parametrize(
+    ("rule", "options"), [("text", {}), *((m, {"score": "visual", "score_mask": m}) for m in RULES[1:])]
+)
 def test_probe_gives_the_scores_of_the_methods(probe, scenes, layer, rule, options):
     image, asked = next(iter(scenes))
     found = probe.received(image, asked[0][0], layer, (rule,))[rule]
@@ -63,7 +78,9 @@ def test_captures_hold_what_the_drawings_need(captures):
     assert arrays["retention"].sum(axis=1) == pytest.approx([144] * 4)
     arrays, about = captures["figure4"]
     plan = visiondrop.plan("pyramiddrop", capture.BUDGET, layers=12)
-    assert arrays["kept"].sum(axis=2).tolist() == [plan.counts[1:]] * 2 and about["at"] == [s.layer for s in plan.stages]
+    assert arrays["kept"].sum(axis=2).tolist() == [plan.counts[1:]] * 2 and about["at"] == [
+        s.layer for s in plan.stages
+    ]
     assert not (arrays["needed"][0] & arrays["needed"][1]).any()
     assert (arrays["kept"][:, 1] <= arrays["kept"][:, 0]).all()
     assert captures["figure1"][1]["at"] == [3, 6, 9]
@@ -74,7 +91,9 @@ def test_captured_figures_are_equal_twice(captures, tmp_path, name):
     for turn in ("one", "two"):
         DRAW[name](*captures[name], name, tmp_path / turn)
     for suffix in ("pdf", "png", "txt"):
-        assert (tmp_path / "one" / f"{name}.{suffix}").read_bytes() == (tmp_path / "two" / f"{name}.{suffix}").read_bytes()
+        assert (tmp_path / "one" / f"{name}.{suffix}").read_bytes() == (
+            tmp_path / "two" / f"{name}.{suffix}"
+        ).read_bytes()
 
 
 def test_a_capture_survives_its_file(probe, captures, tmp_path, capsys):
@@ -82,7 +101,12 @@ def test_a_capture_survives_its_file(probe, captures, tmp_path, capsys):
     capture.write({**arrays, "about": about}, probe, tmp_path / "figure1-testbed.npz")
     again, told = capture.read(tmp_path / "figure1-testbed.npz")
     assert told["question"] == about["question"] and (again["text"] == arrays["text"]).all()
-    assert pictures.command("figure1", "x", figure1.draw, ["--data", str(tmp_path / "figure1-testbed.npz"), "--out", str(tmp_path)]) == 0
+    assert (
+        pictures.command(
+            "figure1", "x", figure1.draw, ["--data", str(tmp_path / "figure1-testbed.npz"), "--out", str(tmp_path)]
+        )
+        == 0
+    )
     (tmp_path / "figure1-testbed.npz").write_bytes(b"PK torn")
     assert pictures.command("figure1", "x", figure1.draw, ["--data", str(tmp_path / "figure1-testbed.npz")]) == 2
     assert pictures.command("figure1", "x", figure1.draw, ["--data", str(tmp_path / "none.npz")]) == 2
@@ -102,12 +126,17 @@ def test_ranks_of_ties():
     assert figure3._ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0.0, 2.5, 1.0]
 
 
-@pytest.mark.parametrize(("method", "tokens"), [("visiondrop", 64), ("visiondrop", 32), ("fastv", 64), ("visionzip", 128), ("none", None)])
+@pytest.mark.parametrize(
+    ("method", "tokens"), [("visiondrop", 64), ("visiondrop", 32), ("fastv", 64), ("visionzip", 128), ("none", None)]
+)
 def test_pipeline_shows_the_plan(tmp_path, method, tokens):
     plan = visiondrop.plan(method, tokens)
     found = figure5.columns(plan)
     assert [c["count"] for c in found[1:]] == plan.counts and found[0]["count"] == 576
-    assert [c["contextual"] for c in found[1:]] == [plan.encoder.contextual if plan.encoder else 0, *(s.contextual for s in plan.stages)]
+    assert [c["contextual"] for c in found[1:]] == [
+        plan.encoder.contextual if plan.encoder else 0,
+        *(s.contextual for s in plan.stages),
+    ]
     figure5.draw(plan, "figure5", tmp_path)
     assert (tmp_path / "figure5.txt").read_text() == f"{plan.ledger()}\n"
 
@@ -134,11 +163,24 @@ def rows_file(tmp_path_factory):
                     continue
                 seen.add(key)
                 options = [f"{k}={v}" for k, v in entry.options.items()]
-                made.append(row(column.benchmark, 60.0 - 500 / entry.tokens, entry.method, entry.tokens, protocol="offline", options=options))
+                made.append(
+                    row(
+                        column.benchmark,
+                        60.0 - 500 / entry.tokens,
+                        entry.method,
+                        entry.tokens,
+                        protocol="offline",
+                        options=options,
+                    )
+                )
     return write(tmp_path_factory.mktemp("rows"), *made)
 
 
-ROWS = {"figure2": ("figure2", figure2.draw), "figure6": ("figure6", figure6.draw), "accuracy_tokens": ("table1", draw_tokens)}
+ROWS = {
+    "figure2": ("figure2", figure2.draw),
+    "figure6": ("figure6", figure6.draw),
+    "accuracy_tokens": ("table1", draw_tokens),
+}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -171,11 +213,21 @@ def test_overall_is_the_mean_ratio_with_combined_intervals(rows_file):
     base, ours = 60 - 500 / 576, 60 - 500 / 64
     number = next(i for i, e in enumerate(variant.entries) if e.tokens == 64)
     assert found.loc[number, "ours"] == pytest.approx(100 * ours / base) and "GQA, MMB, MMB-CN, POPE" in what
-    assert found.loc[number, "high"] - found.loc[number, "ours"] == pytest.approx(100 / base / 2)  # four equal ones: 1 / sqrt(4)
+    assert found.loc[number, "high"] - found.loc[number, "ours"] == pytest.approx(
+        100 / base / 2
+    )  # four equal ones: 1 / sqrt(4)
 
 
 def arguments(**changes):
-    base = {"model": MODEL, "protocol": "offline", "results": None, "force": False, "data": None, "device": None, "more": []}
+    base = {
+        "model": MODEL,
+        "protocol": "offline",
+        "results": None,
+        "force": False,
+        "data": None,
+        "device": None,
+        "more": [],
+    }
     return argparse.Namespace(**base | changes)
 
 
@@ -213,5 +265,3 @@ def test_dry_run_says_the_cost_and_runs_nothing(capsys):
 def test_a_model_of_another_table_is_refused(capsys):
     assert make.main(["table2", "--model", MODEL, "--draw-only"]) == 2
     assert "is a model of table1" in capsys.readouterr().err
-
-

@@ -1,4 +1,4 @@
-"""Tables from rows: the right cells and only those, reasons for empty ones, ranks, refusal of damaged files, equal bytes."""
+"""Tables from rows: the right cells and only those, reasons for empty ones, ranks, damaged files, equal bytes."""
 
 import io
 import subprocess
