@@ -151,6 +151,18 @@ def test_budgets_of_the_paper_for_five_crops():
     assert visiondrop.plan("vispruner", 160, shape=shape).encoder.keep == 32
 
 
+@pytest.mark.parametrize("tokens", [160, 165, 320, 640])
+@pytest.mark.parametrize("method", ["visiondrop", "visionzip", "vispruner", "fastv", "pyramiddrop", "random", "uniform"])
+def test_a_budget_of_an_ordinary_image_is_met_by_every_image(method, tokens):
+    config = next_models.native(32, side=336).config
+    if method in ("fastv", "pyramiddrop") and tokens < 180:  # two full layers of 32 cost that much
+        with pytest.raises(VisionDropError, match="not reachable"):
+            visiondrop.plan(method, tokens, shape=anyres.describe_crops(config, 5, (672, 672)).shape)
+        return
+    for size in (SQUARE, WIDE, TALL, TINY, (2000, 9), (9, 2000), (1008, 20)):
+        visiondrop.plan(method, tokens, shape=anyres.describe_crops(config, None, size).shape)
+
+
 def test_sparsevlm_is_refused_without_amounts(native):
     with pytest.raises(VisionDropError, match="published"):
         visiondrop.apply(native, method="sparsevlm", tokens=160)

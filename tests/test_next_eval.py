@@ -1,0 +1,69 @@
+"""LLaVA-NeXT through the evaluation driver: both layouts, images of different crop counts, the layout in the row."""
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+
+from eval import lmms_model, rows, run
+from llava.model.builder import load_pretrained_model
+from tests import checkpoints, next_models
+
+SIZES = [(640, 480), (1200, 300), (50, 50), (300, 1000)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A POPE of four drawn pictures, and a small checkpoint in v1.6's layout with its tower inside."""
+    root = tmp_path_factory.mktemp("next")
+    folder = root / "data" / "lmms-lab-encoder" / "POPE"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: data/test-*\n---\n"
+    )
+    text = Value("string")
+    features = dict.fromkeys(("id", "question_id", "question", "answer", "image_source", "category"), text)
+    questions = [
+        {
+            **dict(id=str(i), question_id=str(i), question="Is there a dog?", answer="yes" if i % 2 else "no"),
+            **dict(image_source=f"picture{i}", category="random", image=next_models.picture(*size, seed=i)),
+        }
+        for i, size in enumerate(SIZES)
+    ]
+    Dataset.from_list(questions, features=Features({**features, "image": Image()})).to_parquet(
+        folder / "data" / "test-00000-of-00001.parquet"
+    )
+    model = checkpoints.write_original(
+        root,
+        layers=4,
+        tower="inside",
+        image_aspect_ratio="anyres",
+        mm_patch_merge_type="spatial_unpad",
+        image_grid_pinpoints=next_models.pinpoints(336),
+    )
+    return root, model
+
+
+@pytest.mark.parametrize("layout, more", [("anyres", ()), ("fixed-2880", ("--layout", "fixed-2880"))])
+def test_the_row_names_the_layout(place, monkeypatch, capsys, layout, more):
+    stock = lmms_model.generation_settings
+    monkeypatch.setattr(lmms_model, "generation_settings", lambda task: stock(task) | {"max_new_tokens": 3})
+    root, model = place
+    command = ["pope", "--tokens", "160", "--model", str(model), "--data", str(root / "data"), "--batch-size", "2"]
+    command += ["--out", str(root / "rows.jsonl"), "--runs", str(root / "runs"), *more]
+    assert run.main(command) == 0, capsys.readouterr().err
+    row = rows.load(root / "rows.jsonl", strict=True)[0][-1]
+    assert row["ledger"]["layout"] == layout and row["ledger"]["mean"] == 160 and row["n"] == len(SIZES)
+
+
+def test_another_model_has_no_layout(place, tmp_path, capsys):
+    plain = checkpoints.write_original(tmp_path, layers=4)
+    root, _ = place
+    command = ["pope", "--tokens", "64", "--model", str(plain), "--data", str(root / "data"), "--layout", "anyres"]
+    command += ["--out", str(tmp_path / "rows.jsonl"), "--runs", str(tmp_path / "runs")]
+    assert run.main(command) == 2 and "no LLaVA-NeXT" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_v16_brings_its_own_tower(place):
+    _, model, processor, _ = load_pretrained_model(str(place[1]), None, "v16", device_map="cpu", torch_dtype=torch.float32)
+    assert model.visual_shape().source == "anyres" and model.visual_shape().tokens == 2928
+    assert processor.crop_size["height"] == 336 and hasattr(model.model, "image_newline")
