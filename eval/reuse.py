@@ -31,7 +31,7 @@ class ImageReuse:
         refuse_text_guided(pruner)
         if lm.sharded:
             raise EvaluationError(
-                "--reuse on needs a whole model per process: with weights shared out (ZeRO-3) processes would get out of step"
+                "--reuse on needs a whole model per process: with shared-out weights (ZeRO-3) processes get out of step"
             )
         self.lm, self.prefixes = lm, PrefixStore(limit_bytes)
         self._keys: dict[int, str] = {}
@@ -68,6 +68,8 @@ class ImageReuse:
 
     def _split(self, request: Instance, images: list) -> tuple[list[int], list[int]]:
         """Ids up to and including the last image, and those behind it."""
-        ids = list(tokenizer_image_token(self.lm._prompt(request.args[0], images), self.lm.tokenizer, IMAGE_TOKEN_INDEX))
+        ids = list(
+            tokenizer_image_token(self.lm._prompt(request.args[0], images), self.lm.tokenizer, IMAGE_TOKEN_INDEX)
+        )
         behind = ids[::-1].index(IMAGE_TOKEN_INDEX) if IMAGE_TOKEN_INDEX in ids else len(ids)
         return ids[: len(ids) - behind], ids[len(ids) - behind :]

@@ -2,7 +2,7 @@
 # Measures how fast pruning is, with random weights; rows go to results/efficiency/, figures beside them.
 #
 #   bash scripts/efficiency.sh                # CPU, one thread: judged ratios, phases, memory (about 30 minutes)
-#   bash scripts/efficiency.sh gpu            # one CUDA card, 7B widths, bfloat16, batch 1 and 32
+#   bash scripts/efficiency.sh gpu            # one CUDA card, 7B widths, bfloat16, batch 1 to 32, also with graphs
 #
 # More: python -m eval.efficiency --help
 set -euo pipefail
@@ -28,6 +28,9 @@ gpu)
     common=(--size 7b --device cuda --dtype bfloat16 --attention "$attention" --rounds 15 --out "$out")
     "$PYTHON" -m eval.efficiency sweep "${common[@]}" --methods none,stock,visiondrop --tokens 64 --batch 1,8,32
     "$PYTHON" -m eval.efficiency sweep "${common[@]}" --methods none,visiondrop --tokens 320 --units 5 --batch 1,8,32
+    static=(--size 7b --device cuda --dtype bfloat16 --rounds 15 --out "$out")
+    "$PYTHON" -m eval.efficiency graphs "${static[@]}" --batch 1,32
+    "$PYTHON" -m eval.efficiency score --device cuda --dtype bfloat16 --out "$out"
     "$PYTHON" -m eval.efficiency memory --device cuda --dtype bfloat16 --out "$out"
     ;;
 *)

@@ -9,18 +9,22 @@ from eval.efficiency import __main__ as command
 from eval.efficiency import record, roofline
 from eval.efficiency.memory import LiveBytes
 from eval.efficiency.timing import Candidate, interleave, ratio
-from visiondrop.flops import LLAVA_7B
 from visiondrop.api import plan
+from visiondrop.flops import LLAVA_7B
 
 SMALL = ["--size", "thin", "--tower", "tiny", "--rounds", "2", "--steps", "2"]
 
 
 def test_sweep_writes_rows_and_plots(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
-    assert command.main(["sweep", *SMALL, "--methods", "none,stock,visiondrop", "--batch", "1,2", "--out", str(out)]) == 0
+    assert (
+        command.main(["sweep", *SMALL, "--methods", "none,stock,visiondrop", "--batch", "1,2", "--out", str(out)]) == 0
+    )
     assert "visiondrop 64" in capsys.readouterr().out
     rows = record.load([out])
-    assert [(r["method"], r["batch"]) for r in rows] == [(m, b) for b in (1, 2) for m in ("none", "stock", "visiondrop")]
+    assert [(r["method"], r["batch"]) for r in rows] == [
+        (m, b) for b in (1, 2) for m in ("none", "stock", "visiondrop")
+    ]
     for row in rows:
         assert set(record.NEEDED) <= set(row)
         assert set(row["ms"]) == {"encode", "select", "prefill", "decode"}
@@ -31,6 +35,17 @@ def test_sweep_writes_rows_and_plots(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     assert command.main(["plot", str(out), "--folder", str(tmp_path)]) == 0
     assert (tmp_path / "latency.png").stat().st_size and (tmp_path / "throughput.png").stat().st_size
+
+
+def test_score_and_graphs_write_rows(tmp_path, monkeypatch):
+    out = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(command.score, "COUNTS", (96,))
+    assert command.main(["score", "--heads", "2", "--head-size", "16", "--rounds", "1", "--out", str(out)]) == 0
+    assert command.main(["graphs", *SMALL, "--out", str(out)]) == 0
+    score, none, pruned = record.load([out])
+    assert score["ms"]["chunked"]["median"] > 0 and score["memory_bytes"]["chunked"] > 0
+    assert (none["method"], pruned["method"]) == ("none", "visiondrop")
+    assert {"eager", "static"} == set(pruned["decode"]) == set(pruned["first_token"])
 
 
 def test_several_crops(tmp_path):

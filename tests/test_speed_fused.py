@@ -1,4 +1,4 @@
-"""The fused score against the chunked torch path, on the CPU through Triton's interpreter, and on a card where one is."""
+"""The fused score against the chunked torch path, on the CPU through Triton's interpreter, or on a card."""
 
 import json
 import os
@@ -38,12 +38,12 @@ def difference(case, dtype: str, device: str) -> float:
     return float((found - expected).abs().max() / expected.max())
 
 
-@pytest.mark.skipif(not fused.installed(), reason="triton is not installed (its interpreter runs the kernels on a CPU)")
+@pytest.mark.skipif(not fused.installed(), reason="triton is not installed (its interpreter runs on a CPU)")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here: the kernels are tested on it")
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float16", 2e-3), ("bfloat16", 2e-3)])
 def test_interpreted_kernels_equal_the_chunked_path(dtype, tolerance):
     # The interpreter is chosen when triton is imported, hence a process of its own.
-    code = f"from tests.test_speed_fused import *\nprint(json.dumps([difference(case, {dtype!r}, 'cpu') for case in CASES]))"
+    code = f"from tests.test_speed_fused import *\nprint(json.dumps([difference(c, {dtype!r}, 'cpu') for c in CASES]))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},

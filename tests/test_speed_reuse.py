@@ -30,9 +30,7 @@ def requests(count=11):
 
     settings = {"max_new_tokens": 4, "temperature": 0}
     words = "What is this thing called and where does it stand in the picture ?".split()
-    return [
-        SimpleNamespace(args=(" ".join(words[: 3 + i]), settings, images, i, "toy", "test")) for i in range(count)
-    ]
+    return [SimpleNamespace(args=(" ".join(words[: 3 + i]), settings, images, i, "toy", "test")) for i in range(count)]
 
 
 def made(checkpoint, **more):

@@ -7,7 +7,13 @@ import visiondrop
 from eval.efficiency.models import build
 from visiondrop.session import PrefixStore, continue_prefix, encode_prefix, fingerprint, next_logits
 
-TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 BEFORE, QUESTIONS = [1, 5, 9, 12], [[7, 8, 30, 31, 4], [11], [40, 41, 42]]
 VISUAL_ONLY = [
     ("visiondrop", {"tokens": 64}),

@@ -1,4 +1,4 @@
-"""The prefill without waste: handed-over projections, no host synchronisation, linear memory; same answers throughout."""
+"""The prefill without waste: handed-over projections, no host synchronisation, linear memory; same answers."""
 
 from unittest import mock
 
@@ -12,7 +12,13 @@ from eval.efficiency.models import build, crops, stack_input
 from visiondrop import run, selection
 from visiondrop.projections import KnownProjections
 
-TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +38,17 @@ def prompts(lengths, before=5):
 
 
 @pytest.mark.parametrize("lengths", [[6], [6, 6], [2, 9, 5]], ids=["one", "equal", "padded"])
-@pytest.mark.parametrize("options", [{}, {"merge": "off"}, {"encoder": "off", "tokens": 200}], ids=["merge", "no-merge", "no-encoder"])
+@pytest.mark.parametrize(
+    "options", [{}, {"merge": "off"}, {"encoder": "off", "tokens": 200}], ids=["merge", "no-merge", "no-encoder"]
+)
 def test_handed_over_projections_change_nothing(model, lengths, options):
     inputs = prompts(lengths)
     with visiondrop.apply(model, **{"tokens": 64, **options}):
         with mock.patch.object(run, "_known_rows", lambda *_: None):
             computed_again = model(**inputs).logits[:, -1]
-        with mock.patch.object(KnownProjections, "hand_to", autospec=True, side_effect=KnownProjections.hand_to) as used:
+        with mock.patch.object(
+            KnownProjections, "hand_to", autospec=True, side_effect=KnownProjections.hand_to
+        ) as used:
             handed_over = model(**inputs).logits[:, -1]
     assert used.call_count == 3, "every stage must hand its projections over, or this test compares nothing"
     assert (computed_again - handed_over).abs().max() <= 1e-5
@@ -60,7 +70,9 @@ def test_an_error_leaves_no_hook_behind(model):
         with mock.patch.object(layer.self_attn, "forward", side_effect=KeyboardInterrupt):
             with pytest.raises(KeyboardInterrupt):
                 model(**inputs)
-        assert layer.self_attn.q_proj._forward_hooks, "the error must come before the hand-over for this test to mean anything"
+        assert layer.self_attn.q_proj._forward_hooks, (
+            "the error must come before the hand-over for this test to mean anything"
+        )
     assert not layer.self_attn.q_proj._forward_hooks and not layer.self_attn.k_proj._forward_pre_hooks
     assert torch.equal(model(**inputs).logits, expected)
 
@@ -73,7 +85,9 @@ class NoLooking(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         assert name not in self.FORBIDDEN, f"{name} looks at data"
-        assert not (name in ("index", "index_put_") and any(x is not None and x.dtype == torch.bool for x in args[1])), name
+        assert not (
+            name in ("index", "index_put_") and any(x is not None and x.dtype == torch.bool for x in args[1])
+        ), name
         return func(*args, **(kwargs or {}))
 
 

@@ -22,7 +22,7 @@ def installed() -> bool:
 
 
 def usable(query: Tensor) -> bool:
-    """Whether the kernel can take these queries here: on a CUDA device, with triton, of a common dtype and head size."""
+    """Whether the kernel can take these queries: on a CUDA device, with triton, of a common dtype and head size."""
     return query.is_cuda and installed() and query.dtype in DTYPES and query.shape[-1] <= LARGEST_HEAD
 
 

@@ -31,14 +31,16 @@ def _logits(
 def _tile(base, at, stride, limit, WIDTH: tl.constexpr, E: tl.constexpr):
     """Rows `at` of a matrix [limit, WIDTH], zero beyond both ends: [len(at), E]."""
     e = tl.arange(0, E)
-    return tl.load(base + at[:, None] * stride + e[None, :], mask=(at[:, None] < limit) & (e[None, :] < WIDTH), other=0.0)
+    inside = (at[:, None] < limit) & (e[None, :] < WIDTH)
+    return tl.load(base + at[:, None] * stride + e[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
 def row_lse(
     query, key, hidden, lse, count, before, total, scale,
     q_image, q_head, q_row, k_image, k_head, k_row, heads, groups,
-    CAUSAL: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr, WIDTH: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr,
+    WIDTH: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """lse [I * H, n] float32; grid (tiles of rows, I * H)."""
     tile, plane = tl.program_id(0), tl.program_id(1)
@@ -52,7 +54,8 @@ def row_lse(
         end = tl.minimum(total, before + (tile + 1) * M)
     for start in range(0, end, N):
         columns = start + tl.arange(0, N)
-        x = _logits(q, _tile(keys, columns, k_row, total, WIDTH, E), rows, columns, before, total, scale, hidden_row, CAUSAL, PADDED, WIDEN)
+        k = _tile(keys, columns, k_row, total, WIDTH, E)
+        x = _logits(q, k, rows, columns, before, total, scale, hidden_row, CAUSAL, PADDED, WIDEN)
         new = tl.maximum(top, tl.max(x, 1))
         safe = tl.where(new == float("-inf"), 0.0, new)  # a row that has seen nothing yet
         mass = mass * tl.exp(top - safe) + tl.sum(tl.exp(x - safe[:, None]), 1)
@@ -64,9 +67,10 @@ def row_lse(
 def column_sums(
     query, key, hidden, lse, out, count, before, total, scale,
     q_image, q_head, q_row, k_image, k_head, k_row, heads, groups,
-    CAUSAL: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr, WIDTH: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr,
+    WIDTH: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """out [I * H, n] float32: softmax weight each visual key receives, summed over rows; grid (tiles of keys, I * H)."""
+    """out [I * H, n] float32: softmax weight of each visual key summed over rows; grid (tiles of keys, I * H)."""
     tile, plane = tl.program_id(0), tl.program_id(1)
     image, head = plane // heads, plane % heads
     slots = tile * N + tl.arange(0, N)
@@ -79,7 +83,8 @@ def column_sums(
         begin = tile * N // M * M
     for start in range(begin, count, M):
         rows = start + tl.arange(0, M)
-        x = _logits(_tile(queries, rows, q_row, count, WIDTH, E), k, rows, columns, before, total, scale, hidden_row, CAUSAL, PADDED, WIDEN)
+        q = _tile(queries, rows, q_row, count, WIDTH, E)
+        x = _logits(q, k, rows, columns, before, total, scale, hidden_row, CAUSAL, PADDED, WIDEN)
         row = tl.load(lse + plane * count + rows, mask=rows < count, other=float("inf"))
         received += tl.sum(tl.exp(x - row[:, None]), 0)
     tl.store(out + plane * count + slots, received, mask=slots < count)

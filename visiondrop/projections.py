@@ -20,7 +20,8 @@ class KnownProjections:
     """
 
     def __init__(self, query: Tensor, key: Tensor, lengths: list[int], width: int):
-        self.query, self.key, self.known, self.before = query, key, key.shape[1], key.shape[1] - query.shape[1]
+        self.query, self.key = query, key
+        self.known, self.before = key.shape[1], key.shape[1] - query.shape[1]
         self._hooks: list = []
         self._place = self._text = None
         if any(n < width for n in lengths):
@@ -31,7 +32,7 @@ class KnownProjections:
             self._text = pad + column[: self.before]
 
     def hand_to(self, attention: nn.Module) -> None:
-        """Let the next call of `attention`'s q_proj and k_proj compute only what is missing; it is undone by the call."""
+        """Let the next call of `attention`'s q_proj and k_proj compute only what is missing; the call undoes it."""
         for module, missing, whole in (
             (attention.q_proj, self._missing_query, self._whole_query),
             (attention.k_proj, self._missing_key, self._whole_key),

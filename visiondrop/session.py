@@ -3,7 +3,7 @@
 Visual-only scores never see what stands behind the image, so the kept tokens and their keys and values are the same
 for every question; continuing them is exact.  Text-guided methods choose by the question and are refused.
 
-    session = visiondrop.encode(model, image, tokenizer=tokenizer, image_processor=processor, method="visiondrop", tokens=64)
+    session = visiondrop.encode(model, image, tokenizer=tokenizer, image_processor=processor, tokens=64)
     answers = session.ask(["What is on the table?", "How many cups are there?"], max_new_tokens=16)
 
 Below text and pictures there is a layer of ids and pixels, for evaluation and for other templates:
@@ -81,8 +81,9 @@ def refuse_text_guided(pruner) -> None:
     """Raise for a method whose scores read the question."""
     if pruner is not None and pruner.plan.text_guided:
         raise UnsupportedError(
-            f"method {pruner.method!r} reads the question when it chooses visual tokens, so an image pruned for one question "
-            "does not serve another; prefill every question, or use a visual-only method (visiondrop, visionzip, vispruner, none)"
+            f"method {pruner.method!r} reads the question when it chooses visual tokens, so an image pruned for one "
+            "question does not serve another; prefill every question, or use a visual-only method (visiondrop, "
+            "visionzip, vispruner, none)"
         )
 
 
@@ -157,7 +158,8 @@ def _lay_out(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[int]], pa
     """(ids, mask), each [B, prefix + longest]: prefix, padding, question."""
     if prefix.owner is not current_pruner(model):
         raise VisionDropError(
-            "another method was applied to the model, or the method was removed, since the image was encoded; encode it again"
+            "another method was applied to the model, or the method was removed, since the image was encoded; "
+            "encode it again"
         )
     if not rows or any(len(row) == 0 for row in rows):
         raise VisionDropError("a question without any token: give at least one id behind the image, for every question")
@@ -247,7 +249,12 @@ class Session:
         return self.prefix.bytes
 
     def ask(
-        self, questions: Sequence[str] | str, *, max_new_tokens: int = 128, batch_size: int | None = None, **settings: Any
+        self,
+        questions: Sequence[str] | str,
+        *,
+        max_new_tokens: int = 128,
+        batch_size: int | None = None,
+        **settings: Any,
     ) -> list[str] | str:
         """Answers in the order of the questions (a single string is answered by one).
 
@@ -293,7 +300,7 @@ def encode(
         image: a PIL image, or preprocessed pixels [3, H, W] (or [1, 3, H, W]).
         tokenizer, image_processor: the model's; the second is not needed for pixels.
         prompt: text with one `<image>` and, behind it, `{question}`.
-        method, tokens, options: applied to the model first, as `visiondrop.apply` does; left out, what is applied stays.
+        method, tokens, options: applied first, as `visiondrop.apply` does; left out, what is applied stays.
         store: holds the result, and gives it back for the same image, prompt and method.
 
     Raises:
@@ -331,7 +338,11 @@ def _native_inputs(model: nn.Module, ids: list[int], image: Any, processor: Any)
         pixels = pixels if isinstance(pixels, Tensor) else pixels[0]
     pixels = pixels.to(model.device, model.dtype)
     pixels = pixels[None] if pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[0] != 1) else pixels
-    return {"input_ids": torch.tensor([[*ids, PLACEHOLDER]], device=model.device), "images": pixels, "image_sizes": size}
+    return {
+        "input_ids": torch.tensor([[*ids, PLACEHOLDER]], device=model.device),
+        "images": pixels,
+        "image_sizes": size,
+    }
 
 
 def _hub_inputs(model: nn.Module, ids: list[int], image: Any, processor: Any) -> dict[str, Any]:
@@ -340,7 +351,8 @@ def _hub_inputs(model: nn.Module, ids: list[int], image: Any, processor: Any) ->
 
     if type(model).__name__ != "LlavaForConditionalGeneration":
         raise UnsupportedError(
-            f"encode does not lay out prompts of {type(model).__name__}; use session.encode_prefix with its processor's inputs"
+            f"encode does not lay out prompts of {type(model).__name__}; use session.encode_prefix with its "
+            "processor's inputs"
         )
     if not isinstance(image, Tensor):
         if processor is None:
@@ -348,4 +360,7 @@ def _hub_inputs(model: nn.Module, ids: list[int], image: Any, processor: Any) ->
         image = processor(images=image, return_tensors="pt")["pixel_values"]
     pixels = image if image.ndim == 4 else image[None]
     visual = [model.config.image_token_id] * adapter_for(model).shape().tokens
-    return {"input_ids": torch.tensor([ids + visual], device=model.device), "pixel_values": pixels.to(model.device, model.dtype)}
+    return {
+        "input_ids": torch.tensor([ids + visual], device=model.device),
+        "pixel_values": pixels.to(model.device, model.dtype),
+    }

@@ -1,9 +1,11 @@
 """Measure how fast pruning is.  Random weights suffice, so no checkpoint is needed.
 
     python -m eval.efficiency sweep --methods none,stock,visiondrop --tokens 64,128 --batch 1,4
-    python -m eval.efficiency sweep --size 7b --device cuda --dtype bfloat16 --batch 1,32 --tokens 64 --attention flash_attention_2
+    python -m eval.efficiency sweep --size 7b --device cuda --dtype bfloat16 --batch 1,32 --attention flash_attention_2
     python -m eval.efficiency goals                      # the ratios speed is judged by (goals.py)
     python -m eval.efficiency memory                     # prefill memory from 576 to 32k visual tokens
+    python -m eval.efficiency graphs --device cuda       # with and without static shapes (CUDA graphs)
+    python -m eval.efficiency score --device cuda        # the score alone, chunked against fused
     python -m eval.efficiency plot results/efficiency/*.jsonl
 
 Every command but `plot` prints a table and appends JSON lines to --out.  On the CPU one thread is used and its own CPU
@@ -21,9 +23,10 @@ import torch
 from eval.errors import EvaluationError
 from visiondrop.errors import VisionDropError
 
-from . import goals, memory, models, plots, record, roofline
+from . import goals, graphs, memory, models, plots, record, roofline, score
 from .phases import STOCK, Bench, Case
 
+TOWERS = {"clip-l": models.CLIP_L, "tiny": models.CLIP_TINY}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CROPS = (1, 2, 5, 10, 20, 40, 57)  # x 576 = 576 ... 32,832 visual tokens
 
@@ -33,20 +36,31 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m eval.efficiency", description=__doc__.split("\n")[0])
     commands = p.add_subparsers(dest="command", required=True)
     sweep = commands.add_parser("sweep", help="encode, select, prefill and decode apart")
-    sweep.add_argument("--methods", default="none,stock,visiondrop", help="comma-separated; 'stock' is transformers' class")
+    sweep.add_argument("--methods", default="none,stock,visiondrop", help="'stock' is transformers' class")
     sweep.add_argument("--tokens", default="64", help="budgets, comma-separated")
     sweep.add_argument("--batch", default="1", help="batch sizes, comma-separated")
     sweep.add_argument("--units", type=int, default=1, help="crops of 576 patches per image; 5 is LLaVA-NeXT-like")
     sweep.add_argument("--size", choices=models.SIZES, default="small")
-    sweep.add_argument("--tower", choices=("clip-l", "tiny"), default="clip-l")
+    sweep.add_argument("--tower", choices=TOWERS, default="clip-l")
     sweep.add_argument("--steps", type=int, default=8, help="decoding steps timed")
-    sweep.add_argument("--text", type=int, default=models.BEFORE + models.AFTER, help="text tokens, 35 of them before the image")
+    text = models.BEFORE + models.AFTER
+    sweep.add_argument("--text", type=int, default=text, help="text tokens, 35 of them before the image")
     sweep.add_argument("--memory-limit", type=float, default=24, help="GB for the largest batch")
     goal = commands.add_parser("goals", help="the judged ratios")
     goal.add_argument("--only", nargs="*", choices=goals.GOALS, default=list(goals.GOALS))
     growth = commands.add_parser("memory", help="prefill memory against visual tokens")
     growth.add_argument("--methods", default="none,visiondrop")
-    for command in (sweep, goal, growth):
+    alone = commands.add_parser("score", help="the score alone, chunked against fused")
+    alone.add_argument("--heads", type=int, default=32)
+    alone.add_argument("--head-size", type=int, default=128)
+    static = commands.add_parser("graphs", help="with and without static shapes")
+    static.add_argument("--methods", default="none,visiondrop")
+    static.add_argument("--tokens", default="64", help="budgets, comma-separated")
+    static.add_argument("--batch", default="1", help="batch sizes, comma-separated")
+    static.add_argument("--size", choices=models.SIZES, default="small")
+    static.add_argument("--tower", choices=TOWERS, default="clip-l")
+    static.add_argument("--steps", type=int, default=8, help="decoding steps timed")
+    for command in (sweep, goal, growth, alone, static):
         command.add_argument("--rounds", type=int, default=7)
         command.add_argument("--device", default="cpu")
         command.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -69,23 +83,29 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
 
 
 def numbers(name: str, text: str) -> list[int]:
-    """"1,4" -> [1, 4]."""
+    """ "1,4" -> [1, 4]."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise EvaluationError(f"{name} {text!r}: give whole numbers separated by commas, e.g. 1,4") from None
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """How the models of a command are built."""
+    dtype, tower = DTYPES[args.dtype], TOWERS[args.tower]
+    return {"tower": tower, "vocab": 32000, "dtype": dtype, "device": args.device, "attention": args.attention}
+
+
 def sweep(args: argparse.Namespace) -> None:
     """The table of phases."""
-    tower = models.CLIP_L if args.tower == "clip-l" else models.CLIP_TINY
-    settings = {"tower": tower, "vocab": 32000, "dtype": DTYPES[args.dtype], "device": args.device, "attention": args.attention}
-    cases = cases_of(args)
+    cases, settings = cases_of(args), settings_of(args)
     model = models.build(args.size, **settings)
     stock = models.build_stock(args.size, **settings) if any(c.method == STOCK for c in cases) else None
     rates = roofline.measure(model.device, DTYPES[args.dtype])
     print(f"measured rates: {rates.flops / 1e9:.0f} GFLOP/s, {rates.bytes / 1e9:.1f} GB/s")
-    print(f"{'case':<18}{'batch':>6}{'encode ms':>24}{'select':>20}{'prefill':>24}{'roofline':>10}{'decode':>20}{'MiB':>8}{'img/s':>8}{'max batch':>10}")
+    columns = {"case": -18, "batch": 6, "encode ms": 24, "select": 20, "prefill": 24, "roofline": 10}
+    columns |= {"decode": 20, "MiB": 8, "img/s": 8, "max batch": 10}
+    print("".join(f"{name:<{-width}}" if width < 0 else f"{name:>{width}}" for name, width in columns.items()))
     for batch in numbers("--batch", args.batch):
         bench = Bench(model, stock, args.units, batch, args.steps, args.text)
         bench.measure(cases, args.rounds, lambda phase: print(f"  batch {batch}: {phase} measured", file=sys.stderr))
@@ -109,7 +129,12 @@ def judged(args: argparse.Namespace) -> None:
     """The goals, one row each."""
     for name in args.only:
         outcome = goals.GOALS[name](args.rounds)
-        row = {**record.certificate("cpu", "float32"), "kind": "goal", "name": name, "clock": "thread cpu time", **outcome}
+        row = {
+            **record.certificate("cpu", "float32"),
+            "kind": "goal",
+            "name": name,
+            "clock": "thread cpu time",
+        } | outcome
         record.append(args.out, [row])
         print(f"{name}: {goals.GOALS[name].__doc__}")
         for key, value in outcome.items():
@@ -153,6 +178,32 @@ def prefill_bytes(model, method: str, shape) -> int:
     return memory.peak(lambda: model.model(inputs_embeds=hidden, layout=layout(), use_cache=True), model)
 
 
+def scoring(args: argparse.Namespace) -> None:
+    """Chunked against fused, one row per number of visual tokens."""
+    for count in score.COUNTS:
+        outcome = score.measure(count, args.heads, args.head_size, args.rounds, args.device, DTYPES[args.dtype])
+        record.append(args.out, [{**record.certificate(args.device, args.dtype), "kind": "score", **outcome}])
+        print(f"{count:>6} visual tokens", end="")
+        for name, ms in outcome["ms"].items():
+            print(f"   {name} {spread(ms, 2)} ms, {outcome['memory_bytes'][name] / 2**20:.1f} MiB", end="")
+        print("" if "fused" in outcome["ms"] else "   fused: needs a CUDA card and triton", flush=True)
+
+
+def graphed(args: argparse.Namespace) -> None:
+    """First token and decoding step, eager against static."""
+    model = models.build(args.size, **settings_of(args))
+    for batch in numbers("--batch", args.batch):
+        rows = graphs.measure(model, cases_of(args), batch, args.rounds, args.steps)
+        record.append(
+            args.out, [{**record.certificate(args.device, args.dtype), "size": args.size, **row} for row in rows]
+        )
+        for row in rows:
+            name = f"{row['method']} {row['tokens'] or ''}, batch {batch}{'' if row['captured'] else ' (not captured)'}"
+            for phase in ("first_token", "decode"):
+                ways = "   ".join(f"{way} {spread(row[phase][way], 2)} ms" for way in ("eager", "static"))
+                print(f"{name:<40}{phase:<13}{ways}", flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; exit 2 on an error that is told in a sentence."""
     args = parser().parse_args(argv)
@@ -165,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
             raise EvaluationError(f"--device {args.device}: torch finds no card here; use --device cpu")
         torch.set_num_threads(args.threads)
         record.check_writable(args.out)
-        {"sweep": sweep, "goals": judged, "memory": growth}[args.command](args)
+        {"sweep": sweep, "goals": judged, "memory": growth, "score": scoring, "graphs": graphed}[args.command](args)
     except VisionDropError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,7 +3,7 @@
     python -m eval.efficiency goals                 # all of them; minutes on one core
     python -m eval.efficiency goals --only prefill next
 
-prefill    576 -> 64, d = 1024, 8 layers, 63 text tokens: full / staged, and the share of what selection for free reaches
+prefill    576 -> 64, d = 1024, 8 layers, 63 text tokens: full / staged, and the share of what free selection reaches
 next       the same for 2880 -> 320
 selection  576 -> 64 in a 32-layer stack: share of the staged prefill that choosing takes
 decode     32 layers, d = 128: milliseconds per token of a pruned cache against stock layers on equally long caches

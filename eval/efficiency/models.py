@@ -1,11 +1,10 @@
-"""Random-weight models and inputs of chosen widths: schedule lengths do not depend on data, so time and memory do not."""
+"""Random-weight models and inputs of chosen widths: lengths do not depend on data, so time and memory do not."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlavaForConditionalGeneration
-from transformers import CLIPVisionConfig
+from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaForConditionalGeneration
 from transformers import LlavaConfig as HubConfig
 
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
@@ -82,7 +81,9 @@ def _make(kind: type, config, dtype: torch.dtype, device: str, seed: int) -> nn.
     return model.requires_grad_(False)
 
 
-def prompts(model: nn.Module, rows: int, before: int = BEFORE, after: int = AFTER, seed: int = 0) -> tuple[Tensor, Tensor]:
+def prompts(
+    model: nn.Module, rows: int, before: int = BEFORE, after: int = AFTER, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """([rows, before + 1 + after] ids with one placeholder each, [rows, 3, 336, 336] pixels)."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, model.config.vocab_size, (rows, before + 1 + after), generator=draw)
@@ -98,11 +99,13 @@ def pictures(model: nn.Module, count: int, seed: int = 0) -> Tensor:
 
 def crops(units: int, layers: int) -> VisualShape:
     """A plain image (1 unit), or one cut into as many crops, of 576 patches each, without newlines."""
-    return VisualShape(layers=layers, units=units, nominal_units=units, source="pad" if units == 1 else f"{units} crops")
+    return VisualShape(
+        layers=layers, units=units, nominal_units=units, source="pad" if units == 1 else f"{units} crops"
+    )
 
 
 def stack_input(model: nn.Module, rows: int, shape: VisualShape, text: int = BEFORE + AFTER) -> tuple[Tensor, Callable]:
-    """What the decoder stack receives: embeddings [rows, text + visual, D] in unpruned length, and a maker of layouts."""
+    """What the decoder receives: embeddings [rows, text + visual, D] in unpruned length, and a maker of layouts."""
     draw = torch.Generator().manual_seed(0)
     length = text + shape.tokens
     hidden = torch.randn(rows, length, model.config.hidden_size, generator=draw).to(model.device, model.dtype)

@@ -44,7 +44,9 @@ def latency(rows: list[dict[str, Any]], folder: Path) -> Path | None:
         middle = [r["ms"]["prefill"]["median"] for r in own]
         below = [m - r["ms"]["prefill"]["min"] for m, r in zip(middle, own)]
         above = [r["ms"]["prefill"]["max"] - m for m, r in zip(middle, own)]
-        axes.errorbar([r["ledger"]["mean"] for r in own], middle, yerr=[below, above], marker="o", capsize=2, label=method)
+        axes.errorbar(
+            [r["ledger"]["mean"] for r in own], middle, yerr=[below, above], marker="o", capsize=2, label=method
+        )
     bound = sorted({(r["ledger"]["mean"], r["roofline_ms"]["prefill"]) for r in rows})
     axes.plot([x for x, _ in bound], [y for _, y in bound], "k--", lw=1, label="roofline")
     axes.set(xlabel="mean visual tokens per layer", ylabel=f"decoder prefill, ms ({rows[0]['clock']})", ylim=(0, None))

@@ -71,6 +71,8 @@ def load(paths: list[Path]) -> list[dict[str, Any]]:
                 if row["schema"] != SCHEMA:
                     raise ValueError
             except (ValueError, KeyError, TypeError):
-                raise EvaluationError(f"{path}, line {number}: not a row of schema {SCHEMA}; measure again into a new file") from None
+                raise EvaluationError(
+                    f"{path}, line {number}: not a row of schema {SCHEMA}; measure again into a new file"
+                ) from None
             rows.append(row)
     return rows

@@ -1,0 +1,76 @@
+"""With and without static shapes: first token (tower, stages, prefill, head) and a decoding step, interleaved.
+
+On CUDA "static" replays graphs; on the CPU the same code runs without capture, which tells only that it costs nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from llava.model.graphs import GraphedGenerator
+
+from . import models
+from .phases import Bench, Case
+from .timing import Candidate, interleave, summary
+
+
+def measure(model: nn.Module, cases: list[Case], batch: int, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """One row per case: {"first_token": {"eager": ms, "static": ms}, "decode": {...}}."""
+    ids, pixels = models.prompts(model, batch)
+    parts = ids[:, : models.BEFORE], ids[:, models.BEFORE + 1 :], pixels
+    bench = Bench(model, None, 1, batch, steps, models.BEFORE + models.AFTER)
+    candidates: dict[tuple, Candidate] = {}
+    captured: dict[Case, bool] = {}
+    for case in cases:
+        bench.apply(case)
+        pruner = model.pruner
+        with torch.inference_mode():
+            static = GraphedGenerator(model, steps + 1).static(*parts)
+        captured[case] = static.prefill.captured and static.decode.captured
+
+        def on(pruner=pruner) -> None:
+            model.model.pruner = model.get_vision_tower().pruner = pruner
+
+        def again(on=on, static=static) -> None:
+            on()
+            static.cache.step.zero_()
+
+        def eager() -> None:
+            cache = DynamicCache(config=model.config)
+            model(input_ids=ids, images=pixels, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+
+        def replay(static=static) -> None:
+            for _ in range(steps):
+                static.decode()
+
+        candidates[case, "first_token", "eager"] = Candidate(eager, on)
+        candidates[case, "first_token", "static"] = Candidate(lambda static=static: static.start(*parts), on)
+        stepping = bench.decode(case)
+        candidates[case, "decode", "eager"] = Candidate(stepping.run, _both(on, stepping.prepare), steps)
+        candidates[case, "decode", "static"] = Candidate(replay, again, steps)
+    times = interleave(candidates, rounds, model.device)
+    return [
+        {
+            "kind": "graphs",
+            "method": case.method,
+            "tokens": case.tokens,
+            "batch": batch,
+            "captured": captured[case],
+            "clock": "cuda events" if model.device.type == "cuda" else "thread cpu time",
+            **{
+                phase: {way: summary(times[case, phase, way]) for way in ("eager", "static")}
+                for phase in ("first_token", "decode")
+            },
+        }
+        for case in cases
+    ]
+
+
+def _both(first, second):
+    def run() -> None:
+        first()
+        second()
+
+    return run
