@@ -18,7 +18,7 @@ from figures.settings import Variant
 from figures.style import plt
 
 PANELS = (
-    ("a", "components"),
+    ("a", "V visual-only, M merging, E encoder stage"),
     ("b", "kept by the encoder stage (%)"),
     ("c", "dominant : contextual"),
 )

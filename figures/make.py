@@ -133,6 +133,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--draw-only", action="store_true", help="run nothing, draw from what is there")
     args = parser.parse_args(argv[:split])
     args.more = argv[split + 1 :]
+    args.out = (
+        args.results[0] if args.results and len(args.results) == 1 else None
+    )  # new rows join the file that is read
     try:
         names = [n for n in NAMES if belongs(n, args.model)] if "all" in args.names else args.names
         if not args.draw_only:

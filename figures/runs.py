@@ -27,9 +27,10 @@ FROM_ROWS = ("table1", "table2", "table3", "figure2", "figure6")
 RANDOM_SEEDS = 5
 
 # card: (seconds beside the arithmetic of a question, FLOP/s reached, seconds of a decoding step).  3090: fitted to
-# the two LLaVA-1.5 times of the paper's Table 4.  H200: an estimate.  One CPU core: float32, an estimate.
+# the two LLaVA-1.5 times of the paper's Table 4.  H200: an estimate.  One CPU core: float32, batches of 16, as seen on
+# one machine.
 CARDS = {"RTX 3090": (0.081, 58e12, 0.026), "H200": (0.035, 400e12, 0.012)}
-CORE = (0.02, 3e10, 0.004)
+CORE = (0.05, 3e10, 0.004)
 STEPS, LOADING = 3, {"paper": 60.0, "testbed": 15.0}  # answer tokens per question; seconds to start a run
 
 
@@ -132,6 +133,8 @@ def command(variant: Variant, run: Run, args: argparse.Namespace) -> list[str]:
     """The whole command line of one run."""
     model = args.model or str(ROOT / variant.models[0])
     out = [sys.executable, "-m", "eval.run", *run.arguments(), "--model", model, "--protocol", variant.protocol]
+    if variant.kind == "testbed" and "--batch-size" not in args.more:
+        out += ["--batch-size", "16"]
     if variant.layout == "fixed-2880":
         out += ["--layout", variant.layout]
     for name in ("data", "device", "out"):
