@@ -5,6 +5,7 @@ import torch
 
 import visiondrop
 from eval.efficiency.models import build
+from tests import next_models
 from visiondrop.session import PrefixStore, continue_prefix, encode_prefix, fingerprint, next_logits
 
 TINY = {
@@ -15,6 +16,7 @@ TINY = {
     "num_key_value_heads": 2,
 }
 BEFORE, QUESTIONS = [1, 5, 9, 12], [[7, 8, 30, 31, 4], [11], [40, 41, 42]]
+BUDGETS = {"none": None, "sparsevlm": 192}  # others: 300, which every one of them reaches in a shallow stack
 VISUAL_ONLY = [
     ("visiondrop", {"tokens": 64}),
     ("visiondrop", {"tokens": 200, "encoder": "off"}),
@@ -53,6 +55,45 @@ def test_equal_to_whole_prompts(model, pixels, method, settings):
             assert (logits[i] - expected).abs().max() <= 1e-5, f"question {i}"
             alone = model.generate(**whole(question, pixels), max_new_tokens=6, do_sample=False)
             assert new[i].tolist() == alone[0].tolist()
+
+
+@pytest.mark.parametrize("method", visiondrop.available())
+def test_every_method_is_exact_or_refused(model, pixels, method):
+    with visiondrop.apply(model, method, BUDGETS.get(method, 300)) as handle:
+        if handle.plan.text_guided:
+            with pytest.raises(visiondrop.UnsupportedError, match="reads the question"):
+                prefix_of(model, pixels)
+            return
+        logits = next_logits(model, prefix_of(model, pixels), QUESTIONS)
+        expected = torch.cat([model(**whole(question, pixels)).logits[:, -1] for question in QUESTIONS])
+        assert (logits - expected).abs().max() <= 1e-5
+
+
+def test_which_methods_are_refused():
+    guided = {m for m in visiondrop.available() if visiondrop.plan(m, BUDGETS.get(m, 300)).text_guided}
+    assert guided >= {"fastv", "sparsevlm", "pyramiddrop"}
+    assert not guided & {"none", "visiondrop", "visionzip", "vispruner", "random", "uniform"}
+
+
+@pytest.mark.parametrize("kind", ["native", "hub"])
+def test_crops_and_several_images(kind):
+    """LLaVA-NeXT with two images of unequal crops before the question."""
+    native = next_models.native(8)
+    images, sizes = next_models.inputs(native, (300, 200), (112, 112))
+    rows = [[5, 6, -200, 7, -200, *question] for question in QUESTIONS]
+    model = native if kind == "native" else next_models.hub(8)
+
+    def inputs(row):
+        if kind == "native":
+            return {"input_ids": torch.tensor([row]), "images": images, "image_sizes": sizes}
+        return next_models.to_hub(native, images, sizes, [row])
+
+    with visiondrop.apply(model, tokens=40):
+        given = inputs(rows[0][:5])
+        given.pop("attention_mask", None)
+        logits = next_logits(model, encode_prefix(model, given.pop("input_ids"), **given), QUESTIONS)
+        expected = torch.cat([model(**inputs(row)).logits[:, -1] for row in rows])
+        assert (logits - expected).abs().max() <= 1e-5
 
 
 def test_questions_do_not_disturb_the_prefix(model, pixels):
