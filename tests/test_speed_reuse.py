@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 import visiondrop
-from eval import reuse
+from eval import evaluate, reuse, rows, run
 from eval.lmms_model import LlavaVisionDrop
+from tests import datasets_small
 from tests.test_eval_checkpoint import write_answering_checkpoint
 
 COLOURS = ("red", "green", "blue")
@@ -60,3 +61,28 @@ def test_nothing_held_is_still_right(checkpoint):
 def test_text_guided_methods_are_refused(checkpoint):
     with pytest.raises(visiondrop.UnsupportedError, match="reads the question"):
         made(checkpoint, reuse="on", score="text")
+
+
+def test_the_driver_with_and_without(checkpoint, tmp_path):
+    """POPE through eval.run: equal answers in equal order, rows of their own."""
+    datasets_small.write_pope(tmp_path / "data", 18)
+    out, answers = tmp_path / "rows.jsonl", []
+    arguments = [
+        "pope",
+        "--tokens",
+        "16",
+        "--model",
+        str(checkpoint),
+        "--data",
+        str(tmp_path / "data"),
+        "--out",
+        str(out),
+    ]
+    arguments += ["--runs", str(tmp_path / "runs"), "--batch-size", "4"]
+    for reuse_or_not in ("off", "on"):
+        assert run.main([*arguments, "--reuse", reuse_or_not]) == 0
+        row = rows.load(out, strict=True)[0][-1]
+        answers.append([s["answer"] for s in evaluate.read_samples(tmp_path / "runs" / row["folder"])])
+    assert answers[0] == answers[1] and len(answers[0]) == 18
+    first, second = rows.load(out, strict=True)[0]
+    assert first["run"] != second["run"] and first["score"] == second["score"]
