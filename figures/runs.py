@@ -122,6 +122,11 @@ def plan_runs(names: list[str], args: argparse.Namespace) -> list[tuple[Variant,
     out: dict[tuple, tuple[Variant, Run]] = {}
     for name in names:
         variant, model = tables.chosen(name, args)
+        absent = {c.benchmark for c in variant.columns if cells.spec_of(c.benchmark, variant.protocol) is None}
+        if absent:
+            print(
+                f"{name}: no {variant.protocol} protocol of {', '.join(sorted(absent))} in configs/benchmarks.yaml yet"
+            )
         for run in lacking(variant, model, table, args.force):
             out.setdefault(
                 (run.benchmark, variant.protocol, run.entry.method, run.entry.tokens, run.options), (variant, run)

@@ -198,8 +198,8 @@ def times_markdown(table: pd.DataFrame) -> list[str]:
 CAPTION = [
     "FLOPs in T, one prefill of one image and 63 text tokens at 7B size. *Ours* counts as the paper does: "
     "multiply-add 2, attention in full, all 24 tower layers, the head on every position, and for VisionDrop the "
-    "released code's recomputed projections. *Lean* counts what is needed: 23 tower layers, causal attention, the head on "
-    "the last position, scores from projections at hand.",
+    "released code's recomputed projections. *Lean* counts what is needed: 23 tower layers, causal attention, the "
+    "head on the last position, scores from projections at hand.",
 ]
 
 
