@@ -172,6 +172,28 @@ def test_encode_applies_and_stores(model, pixels):
     visiondrop.apply(model, "none").remove()
 
 
+def test_a_second_image_leaves_the_first_session_good(model, pixels):
+    settings = {"ids": BEFORE, "method": "visiondrop", "tokens": 64}
+    first = visiondrop.encode(model, pixels, **settings)
+    expected = first.logits(QUESTIONS)
+    second = visiondrop.encode(model, -pixels, **settings)
+    assert torch.equal(first.logits(QUESTIONS), expected) and not torch.equal(second.logits(QUESTIONS), expected)
+    alone = model.generate(**whole(QUESTIONS[1], pixels), max_new_tokens=4, do_sample=False)
+    assert first.ask(QUESTIONS, max_new_tokens=4)[1] == alone[0].tolist()
+    with pytest.raises(visiondrop.VisionDropError, match="needs a tokenizer"):
+        first.ask("What?")
+    visiondrop.apply(model, "none").remove()
+
+
+def test_a_refused_encoding_leaves_the_model_as_stock(model, pixels):
+    with pytest.raises(visiondrop.UnsupportedError, match="reads the question"):
+        visiondrop.encode(model, pixels, ids=BEFORE, tokens=300, method="fastv")
+    assert model.pruner is None
+    with pytest.raises(visiondrop.VisionDropError, match="tokenizer= for the prompt"):
+        visiondrop.encode(model, pixels, tokens=64)
+    visiondrop.apply(model, "none").remove()
+
+
 @pytest.mark.parametrize("prompt", ["no image {question}", "<image> no place", "<image> <image> {question}"])
 def test_prompts_without_their_places_are_refused(model, pixels, prompt):
     with pytest.raises(visiondrop.VisionDropError, match="must hold one <image>"):

@@ -250,16 +250,17 @@ class Session:
 
     def ask(
         self,
-        questions: Sequence[str] | str,
+        questions: Sequence[str | Sequence[int]] | str,
         *,
         max_new_tokens: int = 128,
         batch_size: int | None = None,
         **settings: Any,
-    ) -> list[str] | str:
+    ) -> list[str] | str | list[list[int]]:
         """Answers in the order of the questions (a single string is answered by one).
 
         Args:
-            questions: of any lengths; they are run together, `batch_size` at a time (default: all at once).
+            questions: of any lengths; they are run together, `batch_size` at a time (default: all at once).  Without
+                a tokenizer, questions and answers are ids: everything behind the image, and what is generated.
             settings: anything of `generate`; greedy unless told otherwise.
         """
         single = isinstance(questions, str)
@@ -268,10 +269,23 @@ class Session:
         size, answers = batch_size or max(1, len(rows)), []
         for start in range(0, len(rows), size):
             new = continue_prefix(self.model, self.prefix, rows[start : start + size], **settings)
-            answers += [text.strip() for text in self._tokenizer.batch_decode(new, skip_special_tokens=True)]
+            if self._tokenizer is None:
+                answers += new.tolist()
+            else:
+                answers += [text.strip() for text in self._tokenizer.batch_decode(new, skip_special_tokens=True)]
         return answers[0] if single else answers
 
-    def _ids(self, question: str) -> list[int]:
+    def logits(self, questions: Sequence[str | Sequence[int]]) -> Tensor:
+        """[B, V] logits of the token after each question."""
+        return next_logits(self.model, self.prefix, [self._ids(question) for question in questions])
+
+    def _ids(self, question: str | Sequence[int]) -> list[int]:
+        if not isinstance(question, str):
+            return list(question)
+        if self._tokenizer is None:
+            raise VisionDropError(
+                f"question {question!r}: text needs a tokenizer; encode with tokenizer=, or ask with ids"
+            )
         return tokenize(self._tokenizer, self._behind.replace("{question}", question), first=False)
 
 
@@ -285,9 +299,10 @@ def encode(
     model: nn.Module,
     image: Any,
     *,
-    tokenizer,
+    tokenizer: Any = None,
     image_processor: Any = None,
     prompt: str = PROMPT,
+    ids: Sequence[int] | None = None,
     method: str | None = None,
     tokens: int | None = None,
     store: PrefixStore | None = None,
@@ -300,19 +315,20 @@ def encode(
         image: a PIL image, or preprocessed pixels [3, H, W] (or [1, 3, H, W]).
         tokenizer, image_processor: the model's; the second is not needed for pixels.
         prompt: text with one `<image>` and, behind it, `{question}`.
+        ids: in place of the prompt's text before the image, its ids; then no tokenizer is needed, see `Session.ask`.
         method, tokens, options: applied first, as `visiondrop.apply` does; left out, what is applied stays.
         store: holds the result, and gives it back for the same image, prompt and method.
 
     Raises:
         UnsupportedError: the method is text-guided.
     """
-    if method is not None or tokens is not None:
-        apply(model, method or "visiondrop", tokens, **options)
-    refuse_text_guided(current_pruner(model))
+    _apply_once(model, method, tokens, options)
     before, placeholder, behind = prompt.partition("<image>")
     if not placeholder or "{question}" not in behind or "<image>" in behind:
         raise VisionDropError(f"prompt {prompt!r}: it must hold one <image> and, behind it, {{question}}")
-    ids = tokenize(tokenizer, before, first=True)
+    if ids is None and tokenizer is None:
+        raise VisionDropError("encode needs tokenizer= for the prompt's text, or ids= of what stands before the image")
+    ids = tokenize(tokenizer, before, first=True) if ids is None else list(ids)
     inputs = _native_inputs if hasattr(model, "visual_shape") else _hub_inputs
     arguments = inputs(model, ids, image, image_processor)
     key = None if store is None else fingerprint(*arguments.values(), id(current_pruner(model)))
@@ -322,6 +338,22 @@ def encode(
         if store is not None:
             store.put(key, prefix)
     return Session(model, prefix, tokenizer, behind)
+
+
+def _apply_once(model: nn.Module, method: str | None, tokens: int | None, options: dict[str, Any]) -> None:
+    """Apply a method unless it is applied already: earlier sessions of the same settings stay good."""
+    pruner = current_pruner(model)
+    if method is None and tokens is None:
+        return refuse_text_guided(pruner)
+    wanted = (method or "visiondrop", tokens, options)
+    if pruner is not None and (pruner.method, pruner.tokens, pruner.options) == wanted:
+        return refuse_text_guided(pruner)
+    handle = apply(model, wanted[0], tokens, **options)
+    try:
+        refuse_text_guided(current_pruner(model))
+    except UnsupportedError:
+        handle.remove()
+        raise
 
 
 def _native_inputs(model: nn.Module, ids: list[int], image: Any, processor: Any) -> dict[str, Any]:
