@@ -1,8 +1,9 @@
 """Free-form answers judged by a language model: yes or no, and a mark from 0 to 5.
 
 The protocol is that of Video-ChatGPT and Video-LLaVA (question, right answer and given answer go to a chat model, which
-returns a small dictionary); the wording is ours.  The judge is any OpenAI-compatible endpoint.  Every reply is stored as
-it comes, so a second start asks only what is missing; a reply that is no verdict is counted and shown, never guessed.
+returns a small dictionary); the wording is ours.  The judge is any OpenAI-compatible endpoint.  Every reply is stored
+as it comes, so a second start asks only what is missing; a reply that is no verdict is counted and shown, never
+guessed.
 The key is read from the environment variable OPENAI_API_KEY and goes nowhere but into the request's header.
 
     accuracy = yes / (yes + no);  score = mean of the marks, cut to whole numbers, over the readable verdicts
@@ -41,7 +42,8 @@ SYSTEM = (
 USER = (
     "Question: {question}\nRight answer: {answer}\nGiven answer: {prediction}\n\n"
     "Reply with a Python dictionary and nothing else. Its key 'pred' is 'yes' if the given answer is right and 'no' if "
-    "not; its key 'score' is a whole number from 0 (unrelated) to 5 (the same meaning). Example: {{'pred': 'yes', 'score': 4}}"
+    "not; its key 'score' is a whole number from 0 (unrelated) to 5 (the same meaning). "
+    "Example: {{'pred': 'yes', 'score': 4}}"
 )
 
 
@@ -92,7 +94,8 @@ class Judge:
 
         Args:
             url: up to the version, e.g. https://api.openai.com/v1; the path /chat/completions is added.
-            timeout: seconds per request; attempts: requests per question; pause: seconds before the second one, doubling.
+            timeout: seconds per request; attempts: requests per question; pause: seconds before the
+                second one, doubling.
         """
         try:
             parts = urlsplit(url)
@@ -102,7 +105,9 @@ class Judge:
         if wrong:
             raise EvaluationError(f"--judge-url {url!r}: give an address such as https://api.openai.com/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise EvaluationError(f"--judge-url: leave user, password and query out; the key is taken from ${KEY_VARIABLE}")
+            raise EvaluationError(
+                f"--judge-url: leave user, password and query out; the key is taken from ${KEY_VARIABLE}"
+            )
         base = url.rstrip("/").removesuffix("/chat/completions")
         self.address, self.model = base + "/chat/completions", model
         self.name = f"{model} at {base}"
@@ -136,8 +141,8 @@ class Judge:
             except (OSError, ValueError) as error:  # timeouts, broken connections, bodies that are no JSON
                 problem = self._clean(str(getattr(error, "reason", error)) or type(error).__name__)
         raise Unavailable(
-            f"the judge {self.name} gave no usable reply in {self.attempts} attempts (last: {problem}); check --judge-url "
-            "and --judge-model, or try again later"
+            f"the judge {self.name} gave no usable reply in {self.attempts} attempts (last: {problem}); check "
+            "--judge-url and --judge-model, or try again later"
         )
 
     def _post(self, body: dict) -> str:
@@ -229,7 +234,8 @@ def metrics(verdicts: list[Verdict | None]) -> dict[str, float]:
     read = [v for v in verdicts if v is not None]
     if not read:
         raise EvaluationError(
-            f"none of the judge's {len(verdicts)} replies is a verdict; choose another --judge-model (its replies are kept)"
+            f"none of the judge's {len(verdicts)} replies is a verdict; choose another --judge-model "
+            "(its replies are kept)"
         )
     return {
         "judge_accuracy": sum(v.right for v in read) / len(read),
@@ -239,7 +245,7 @@ def metrics(verdicts: list[Verdict | None]) -> dict[str, float]:
 
 
 def judge_run(folder: Path, judge: Judge) -> None:
-    """Add verdicts to the samples of a run and their means to its outcome; replies already stored are not asked again."""
+    """Add verdicts to the samples of a run and their means to its outcome; what is stored is not asked again."""
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     verdicts = judge_samples(lines, judge, folder)
     for line, verdict in zip(lines, verdicts, strict=True):
@@ -247,7 +253,9 @@ def judge_run(folder: Path, judge: Judge) -> None:
         line["metrics"]["judge_score"] = None if verdict is None else verdict.mark
     outcome = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
     outcome["metrics"] |= metrics(verdicts)
-    evaluate.write_whole(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    evaluate.write_whole(
+        folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    )
     evaluate.write_whole(folder / "outcome.json", json.dumps(outcome, ensure_ascii=False, indent=1))
 
 

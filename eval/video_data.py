@@ -2,8 +2,8 @@
 
     python -m eval.video_data MSVD-QA --questions test_q.json --answers test_a.json --videos DIR --data DATA
 
-writes DATA/visiondrop/MSVD-QA with the first 1,000 questions (--all: every one) and links to their videos.  Questions and
-answers are joined by `question_id`, never by their place in the file.
+writes DATA/visiondrop/MSVD-QA with the first 1,000 questions (--all: every one) and links to their videos.  Questions
+and answers are joined by `question_id`, never by their place in the file.
 """
 
 import argparse

@@ -5,8 +5,8 @@
 
 Frames, scaling and crop are those of the original (https://github.com/PKU-YuanGroup/Video-LLaVA,
 languagebind/video/processing_video.py), with one deviation: its random horizontal flip, left on at inference there, is
-left out, so that a video has one answer.  Files are decoded by PyAV one frame at a time; only the chosen frames are kept,
-so memory does not grow with a file's length.
+left out, so that a video has one answer.  Files are decoded by PyAV one frame at a time; only the chosen frames are
+kept, so memory does not grow with a file's length.
 """
 
 import io
@@ -48,7 +48,7 @@ def load_video(source, frames: int = FRAMES, side: int = SIDE) -> Tensor:
 
 
 def frame_numbers(count: int, frames: int = FRAMES) -> list[int]:
-    """Which of `count` frames are shown: evenly spaced from the first to the last, rounded down (a short video repeats)."""
+    """Which of `count` frames are shown: evenly spaced, first to last, rounded down (a short video repeats)."""
     return np.linspace(0, count - 1, frames, dtype=int).tolist()
 
 
@@ -67,7 +67,7 @@ def read_frames(source, frames: int = FRAMES) -> np.ndarray:
 
 
 def video_pixels(frames: np.ndarray, side: int = SIDE) -> Tensor:
-    """Normalise, scale the short side to `side` (bilinear), crop the centre: uint8 [T, H, W, 3] -> float32 [3, T, side, side]."""
+    """Normalise, scale the short side (bilinear), crop the centre: uint8 [T, H, W, 3] -> float32 [3, T, side, side]."""
     video = torch.from_numpy(frames).permute(3, 0, 1, 2) / 255.0
     video = (video - torch.tensor(MEAN).view(3, 1, 1, 1)) / torch.tensor(STD).view(3, 1, 1, 1)
     height, width = video.shape[2:]
@@ -102,7 +102,9 @@ def _open(source, name: str):
     container = av.open(source)
     if not container.streams.video:
         container.close()
-        raise VisionDropError(f"{name} has no video stream: it holds only sound or text, or is cut short; give a video.")
+        raise VisionDropError(
+            f"{name} has no video stream: it holds only sound or text, or is cut short; give a video."
+        )
     return container
 
 

@@ -12,7 +12,8 @@ def attention_map(attention, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(output [n, D], weights [H, n, n], keys [H, n, E]) of a tower's attention on one unit [n, D]."""
     heads = attention.num_heads
     q, k, v = (
-        p(states).view(len(states), heads, -1).transpose(0, 1) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        p(states).view(len(states), heads, -1).transpose(0, 1)
+        for p in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     weights = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(dim=-1)
     return attention.out_proj((weights @ v).transpose(0, 1).flatten(1)), weights, k
@@ -45,7 +46,9 @@ def tower(clip, pixels: Tensor, last: int) -> list[tuple[Tensor, Tensor, Tensor]
     return results
 
 
-def reduce(states: Tensor, score: list[float], metric: Tensor, dominant: int, contextual: int, always: list[int]) -> tuple:
+def reduce(
+    states: Tensor, score: list[float], metric: Tensor, dominant: int, contextual: int, always: list[int]
+) -> tuple:
     """(new states, dominant slots, reference slots): keep the best and `always`, merge the others."""
     free = [i for i in range(len(states)) if i not in always]
     best = sorted(free, key=lambda i: (-score[i], i))[: dominant - len(always)]

@@ -27,13 +27,17 @@ def pinpoints(side: int = SIDE) -> list[list[int]]:
 
 def native(layers: int = 8, side: int = SIDE, **changes) -> LlavaLlamaForCausalLM:
     """Our class in the layout "anyres"."""
-    settings = dict(image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad", image_grid_pinpoints=pinpoints(side))
+    settings = dict(
+        image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad", image_grid_pinpoints=pinpoints(side)
+    )
     config = LlavaConfig(
         **models.text_settings(layers), vision_config=vision(side), mm_hidden_size=64, **settings | changes
     )
     model = LlavaLlamaForCausalLM(config).eval()
     for name, value in model.state_dict().items():
-        value.copy_(torch.from_numpy(golden.tensor(name.replace("model.vision_tower.vision_tower.", ""), tuple(value.shape))))
+        value.copy_(
+            torch.from_numpy(golden.tensor(name.replace("model.vision_tower.vision_tower.", ""), tuple(value.shape)))
+        )
     model.generation_config.eos_token_id = None
     return model
 
@@ -93,7 +97,9 @@ def to_hub(model: LlavaLlamaForCausalLM, images, sizes: list[tuple[int, int]], r
     most = max(len(image) for image in images)
     pixels = torch.stack([torch.cat([i, i.new_zeros(most - len(i), *i.shape[1:])]) for i in images])
     lengths = iter([p.shape.tokens for p in model.pictures(images, sizes)])
-    expanded = [[t for id in row for t in ([models.HUB_IMAGE_ID] * next(lengths) if id == -200 else [id])] for row in rows]
+    expanded = [
+        [t for id in row for t in ([models.HUB_IMAGE_ID] * next(lengths) if id == -200 else [id])] for row in rows
+    ]
     ids, mask = models.pad(expanded)
     return dict(
         input_ids=ids, attention_mask=mask, pixel_values=pixels, image_sizes=torch.tensor([[h, w] for w, h in sizes])

@@ -78,7 +78,8 @@ def client(server, **settings) -> Judge:
 
 def samples(count: int) -> list[dict]:
     return [
-        {"doc_id": i, "doc": {"question": f"What is {i}?", "answer": str(i)}, "answer": f"It is {i}."} for i in range(count)
+        {"doc_id": i, "doc": {"question": f"What is {i}?", "answer": str(i)}, "answer": f"It is {i}."}
+        for i in range(count)
     ]
 
 
@@ -154,7 +155,9 @@ def test_waits_grow(server):
     assert len(gaps) == 3 and gaps[0] >= 0.05 and gaps[1] >= 0.1 and gaps[2] >= 0.2
 
 
-@pytest.mark.parametrize("code, word", [(401, "OPENAI_API_KEY"), (404, "--judge-url"), (400, "--judge-model"), (307, "redirects")])
+@pytest.mark.parametrize(
+    "code, word", [(401, "OPENAI_API_KEY"), (404, "--judge-url"), (400, "--judge-model"), (307, "redirects")]
+)
 def test_refusals_are_not_asked_again(server, code, word):
     headers = {"Location": "http://127.0.0.1:9/elsewhere"} if code == 307 else {}
     server.script = lambda number, body: (code, headers, "sk-secret-123 is wrong")
@@ -169,7 +172,9 @@ def test_nobody_there_is_one_sentence():
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["ftp://host/v1", "host/v1", "http://user:pw@host/v1", "http://host/v1?key=1", "http://host:x/v1"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host/v1", "host/v1", "http://user:pw@host/v1", "http://host/v1?key=1", "http://host:x/v1"]
+)
 def test_strange_addresses_are_refused(url):
     with pytest.raises(EvaluationError, match="--judge-url"):
         Judge(url, "m")

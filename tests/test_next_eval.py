@@ -64,6 +64,8 @@ def test_another_model_has_no_layout(place, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_v16_brings_its_own_tower(place):
-    _, model, processor, _ = load_pretrained_model(str(place[1]), None, "v16", device_map="cpu", torch_dtype=torch.float32)
+    _, model, processor, _ = load_pretrained_model(
+        str(place[1]), None, "v16", device_map="cpu", torch_dtype=torch.float32
+    )
     assert model.visual_shape().source == "anyres" and model.visual_shape().tokens == 2928
     assert processor.crop_size["height"] == 336 and hasattr(model.model, "image_newline")

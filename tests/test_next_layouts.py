@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: crops, unpadding and order of the unpruned model against transformers and a restatement of the original."""
+"""LLaVA-NeXT: crops, unpadding and order of the unpruned model against transformers and loops."""
 
 import math
 
@@ -13,7 +13,18 @@ from llava.model import anyres
 from tests import models, next_models
 from visiondrop.errors import VisionDropError
 
-SIZES = [(640, 480), (480, 640), (336, 336), (672, 672), (1200, 300), (300, 1200), (1000, 400), (50, 50), (37, 211), (2000, 90)]
+SIZES = [
+    (640, 480),
+    (480, 640),
+    (336, 336),
+    (672, 672),
+    (1200, 300),
+    (300, 1200),
+    (1000, 400),
+    (50, 50),
+    (37, 211),
+    (2000, 90),
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +61,9 @@ def test_best_resolution_is_the_first_of_the_largest():
         return best
 
     rng = np.random.default_rng(0)
-    sizes = [(w, h) for w in range(1, 400, 23) for h in range(1, 400, 23)] + [tuple(s) for s in rng.integers(1, 3000, (500, 2))]
+    sizes = [(w, h) for w in range(1, 400, 23) for h in range(1, 400, 23)] + [
+        tuple(s) for s in rng.integers(1, 3000, (500, 2))
+    ]
     for size in sizes:
         assert anyres.best_resolution(size, list(anyres.PINPOINTS)) == stated(size, anyres.PINPOINTS), size
 
@@ -98,6 +111,15 @@ def test_fixed_layout_has_five_crops_and_no_newline():
     assert model.visual_shape().tokens == 576 + 48 * 49 == 2928 and anyres.layout_name(model.config) == "anyres"
 
 
+def test_padding_may_stay_without_newlines(native):
+    native.config.mm_patch_merge_type = "spatial"
+    try:
+        crops = anyres.describe_crops(native.config, None, (1200, 300))
+        assert crops.shape.source == "anyres-padded" and sorted(crops.ids.tolist()) == list(range(4 * 64))
+    finally:
+        native.config.mm_patch_merge_type = "spatial_unpad"
+
+
 def test_an_image_without_tiles_ends_with_a_newline(native):
     features, _ = native.encode_images([models.pixels(0)[0, :, : next_models.SIDE, : next_models.SIDE]])
     assert len(features[0]) == 65 and torch.equal(features[0][-1], native.model.image_newline)
@@ -111,7 +133,6 @@ def test_an_image_without_tiles_ends_with_a_newline(native):
         ({}, (1, 5), None, "image_sizes"),
         ({}, (1, 5), [(100, 100)] * 2, "2 image_sizes for 1 images"),
         ({"mm_patch_merge_type": "flat"}, (1, 5), [(300, 300)], "spatial_unpad"),
-        ({"mm_patch_merge_type": "spatial"}, (1, 5), [(300, 300)], "fixed-2880"),
         ({"image_grid_pinpoints": "nonsense"}, (1, 5), [(300, 300)], "pairs"),
     ],
 )
@@ -121,7 +142,9 @@ def test_what_does_not_fit_is_refused_in_a_sentence(native, change, images, size
         for name, value in change.items():
             setattr(native.config, name, value)
         with pytest.raises(VisionDropError, match=word):
-            native(input_ids=torch.tensor([models.prompt()]), images=torch.zeros(*images, 3, 112, 112), image_sizes=sizes)
+            native(
+                input_ids=torch.tensor([models.prompt()]), images=torch.zeros(*images, 3, 112, 112), image_sizes=sizes
+            )
     finally:
         for name, value in before.items():
             setattr(native.config, name, value)

@@ -82,7 +82,9 @@ def test_both_layouts_agree(native, hub, method):
     assert own.tolist() == tokens.tolist()
 
 
-@pytest.mark.parametrize("settings", [{"tokens": BUDGET}, {"method": "fastv", "tokens": 160}, {"method": "random", "tokens": 160}])
+@pytest.mark.parametrize(
+    "settings", [{"tokens": BUDGET}, {"method": "fastv", "tokens": 160}, {"method": "random", "tokens": 160}]
+)
 def test_a_batch_of_unequal_crops_equals_singles(native, settings):
     images, sizes = next_models.inputs(native, SQUARE, WIDE, TINY)
     rows = [models.prompt(), models.prompt(1, 9, 40), models.prompt(2, 20, 3)]
@@ -152,7 +154,9 @@ def test_budgets_of_the_paper_for_five_crops():
 
 
 @pytest.mark.parametrize("tokens", [160, 165, 320, 640])
-@pytest.mark.parametrize("method", ["visiondrop", "visionzip", "vispruner", "fastv", "pyramiddrop", "random", "uniform"])
+@pytest.mark.parametrize(
+    "method", ["visiondrop", "visionzip", "vispruner", "fastv", "pyramiddrop", "random", "uniform"]
+)
 def test_a_budget_of_an_ordinary_image_is_met_by_every_image(method, tokens):
     config = next_models.native(32, side=336).config
     if method in ("fastv", "pyramiddrop") and tokens < 180:  # two full layers of 32 cost that much

@@ -1,4 +1,4 @@
-"""The video benchmarks end to end: small videos, a small Video-LLaVA, lmms-eval, words compared and a judge on loopback."""
+"""The video benchmarks end to end: small videos and model, lmms-eval, words compared, a judge on loopback."""
 
 import json
 
@@ -85,7 +85,11 @@ def test_offline_rows_need_no_judge(place, benchmark, capsys):
     row = last(place)
     assert row["benchmark"] == benchmark and row["n"] == 2 and row["partial"] and row["server"] is None
     assert row["ledger"]["layout"] == "video" and row["ledger"]["mean"] == 64
-    assert row["conversation"] == "llava_v1" and set(row["metrics"]) == {"exact_match", "normalized_match", "contains_match"}
+    assert row["conversation"] == "llava_v1" and set(row["metrics"]) == {
+        "exact_match",
+        "normalized_match",
+        "contains_match",
+    }
 
 
 def test_the_judge_decides_and_is_not_asked_twice(place, capsys):

@@ -36,7 +36,7 @@ def test_pixels_follow_the_original_recipe():
             grown = grown[:, top : top + 224, left : left + 224]
             mean, std = torch.tensor(video.MEAN).view(3, 1, 1), torch.tensor(video.STD).view(3, 1, 1)
             assert (found[:, t] - (grown - mean) / std).abs().max() < 1e-4
-    
+
 
 def test_bytes_and_open_files_work_and_no_flip_is_drawn(tmp_path):
     path = videos.write(tmp_path / "a.mp4", 20, sound=True)

@@ -30,7 +30,10 @@ def write_towers(folder, model) -> dict:
             for name, tensor in model.state_dict().items()
             if name.startswith(prefix)
         }
-        tensors |= {"text_projection.weight": torch.ones(2, 2), "vision_model.embeddings.position_ids": torch.arange(65)[None]}
+        tensors |= {
+            "text_projection.weight": torch.ones(2, 2),
+            "vision_model.embeddings.position_ids": torch.arange(65)[None],
+        }
         save_file(tensors, place / "model.safetensors")
         fields[f"mm_{kind}_tower"] = f"../LanguageBind_{kind}"
     return fields

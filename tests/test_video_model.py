@@ -127,7 +127,9 @@ def test_budget_256_of_the_paper():
     assert (plan.encoder.dominant, plan.encoder.contextual) == (27, 5)
 
 
-@pytest.mark.parametrize("settings", [{"tokens": BUDGET}, {"method": "fastv", "tokens": 128}, {"method": "random", "tokens": 64}])
+@pytest.mark.parametrize(
+    "settings", [{"tokens": BUDGET}, {"method": "fastv", "tokens": 128}, {"method": "random", "tokens": 64}]
+)
 def test_a_batch_equals_singles(native, settings):
     cases = [inputs("video"), inputs("both"), inputs("image")]
     rows, images = [row for row, _ in cases], [i for _, images in cases for i in images]
@@ -157,7 +159,9 @@ def test_beams_and_a_second_turn(native, hub, plain):
     settings = dict(do_sample=False, max_new_tokens=3)
     with visiondrop.apply(plain, tokens=BUDGET), visiondrop.apply(hub, tokens=BUDGET):
         beams = plain.generate(ids, images=images, num_beams=3, **settings)
-        assert beams.tolist() == hub.generate(**given, num_beams=3, **settings)[:, given["input_ids"].shape[1] :].tolist()
+        assert (
+            beams.tolist() == hub.generate(**given, num_beams=3, **settings)[:, given["input_ids"].shape[1] :].tolist()
+        )
         uncached = hub.generate(**given, use_cache=False, **settings)[:, given["input_ids"].shape[1] :]
         assert uncached.tolist() == plain.generate(ids, images=images, **settings).tolist()
     with visiondrop.apply(native, tokens=BUDGET):

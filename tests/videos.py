@@ -3,7 +3,6 @@
 import av
 import numpy as np
 
-
 BITS = 12
 
 
@@ -22,7 +21,9 @@ def numbers(frames: np.ndarray) -> list[int]:
     return (middle.reshape(len(frames), BITS) << np.arange(BITS)).sum(axis=1).tolist()
 
 
-def write(path, count: int, width: int = 64, height: int = 48, codec: str = "mpeg4", rate: int = 10, sound: bool = False) -> str:
+def write(
+    path, count: int, width: int = 64, height: int = 48, codec: str = "mpeg4", rate: int = 10, sound: bool = False
+) -> str:
     """A video of `count` frames; with `sound`, an audio stream as well."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)

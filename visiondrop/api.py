@@ -99,7 +99,8 @@ def apply(
     """Switch pruning on for `model`, in place and reversibly; other models in the process are untouched.
 
     Args:
-        model: our `llava` classes, or transformers' `LlavaForConditionalGeneration`.
+        model: our `llava` class, or transformers' `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or
+            `VideoLlavaForConditionalGeneration`.
         method: a registered name; "none" is the stock model.
         tokens: the budget, mean visual tokens per decoder layer.
         report: record what every stage keeps in `handle.report`.

@@ -147,7 +147,7 @@ def packed_ids(grid: tuple[int, int] | None, side: int, rows: range, columns: ra
 
 
 def tower_ids(units: int, patches: int, cls: bool) -> Tensor:
-    """[units * (patches + cls)] ids of all rows that a tower returns, unit after unit, [CLS] first where there is one."""
+    """[units * (patches + cls)] ids of all rows a tower returns, unit after unit, [CLS] first where there is one."""
     ids = torch.arange(units * patches).view(units, patches)
     if cls:
         ids = torch.cat([-1 - torch.arange(units)[:, None], ids], dim=1)

@@ -100,7 +100,7 @@ def _scaling_notes(plan: Plan, shape: VisualShape) -> tuple[str, ...]:
     if not plan.active:
         return ()
     if plan.encoder is not None:
-        units = "crops" if shape.canvas or shape.source == "anyres" else "frames"
+        units = "crops" if shape.canvas or shape.source.startswith("anyres") else "frames"
         if shape.units == shape.nominal_units:
             return ()
         return (

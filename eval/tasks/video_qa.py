@@ -1,7 +1,8 @@
 """TGIF-QA, MSVD-QA and MSRVTT-QA as Video-LLaVA asks them: eight frames, the bare question, a free answer.
 
-A data set is a folder DATA/visiondrop/NAME with test.jsonl (question_id, video, question, answer), a README.md that names
-it, and the files in videos/; `python -m eval.video_data` makes one.  The first 1,000 questions count, as in pruning papers.
+A data set is a folder DATA/visiondrop/NAME with test.jsonl (question_id, video, question, answer), a README.md that
+names it, and the files in videos/; `python -m eval.video_data` makes one.  The first 1,000 questions count, as in
+pruning papers.
 """
 
 import re

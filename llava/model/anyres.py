@@ -7,6 +7,8 @@ llava/model/llava_arch.py, release 1.2.2).  Two layouts, named in every result r
   is closed by a newline (`mm_patch_merge_type` "spatial_unpad").
 - "fixed-2880": the one the token counts of pruning papers presume.  Always a 2 x 2 grid, five crops, no newline and no
   unpadding (`mm_patch_merge_type` "spatial", one pinpoint).
+
+The original's third possibility, "spatial" with other pinpoints, is called "anyres-padded".
 """
 
 import ast
@@ -48,22 +50,22 @@ def is_anyres(config) -> bool:
 
 
 def layout_name(config) -> str:
-    """"anyres", or "fixed-2880" (with another tower: five times its patches)."""
+    """ "anyres", "fixed-2880" (with another tower: five times its patches) or "anyres-padded"."""
     if config.image_aspect_ratio != "anyres":
-        raise VisionDropError(f"image_aspect_ratio={config.image_aspect_ratio!r}: of the crop layouts only 'anyres' is supported")
+        raise VisionDropError(
+            f"image_aspect_ratio={config.image_aspect_ratio!r}: of the crop layouts only 'anyres' is supported"
+        )
     if config.mm_patch_merge_type not in MERGE_TYPES:
         raise VisionDropError(
             f"mm_patch_merge_type={config.mm_patch_merge_type!r} with image_aspect_ratio='anyres': allowed are "
-            "'spatial_unpad' (layout anyres) and 'spatial' (layout fixed-2880)"
+            "'spatial_unpad' (layout anyres) and 'spatial' (with one image_grid_pinpoint of 2 x 2 tiles, "
+            "layout fixed-2880)"
         )
     if config.mm_patch_merge_type == "spatial_unpad":
         return "anyres"
-    if len(pinpoints(config)) > 1:
-        raise VisionDropError(
-            "mm_patch_merge_type='spatial' with several image_grid_pinpoints: the layout fixed-2880 has one, the square of "
-            "two by two tiles; call llava.model.anyres.use_layout(config, 'fixed-2880')"
-        )
     vision = config.vision_config
+    if pinpoints(config) != [(2 * vision.image_size, 2 * vision.image_size)]:
+        return "anyres-padded"
     return f"fixed-{NOMINAL_CROPS * (vision.image_size // vision.patch_size) ** 2}"
 
 
@@ -71,8 +73,8 @@ def use_layout(config, layout: str) -> None:
     """Switch the configuration of a LLaVA-NeXT model, in place, to "anyres" or "fixed-2880"."""
     if not is_anyres(config):
         raise VisionDropError(
-            f"layout={layout!r}: image_aspect_ratio is {config.image_aspect_ratio!r}, so this is no LLaVA-NeXT model; leave "
-            "the layout out"
+            f"layout={layout!r}: image_aspect_ratio is {config.image_aspect_ratio!r}, so this is no LLaVA-NeXT model; "
+            "leave the layout out"
         )
     side = config.vision_config.image_size
     if layout == "anyres":
@@ -94,9 +96,7 @@ def pinpoints(config) -> list[tuple[int, int]]:
     except (ValueError, TypeError, SyntaxError):
         pairs = []
     if not pairs:
-        raise VisionDropError(
-            f"image_grid_pinpoints={value!r}: anyres pictures need a list of (width, height) pairs"
-        )
+        raise VisionDropError(f"image_grid_pinpoints={value!r}: anyres pictures need a list of (width, height) pairs")
     return pairs
 
 
@@ -164,14 +164,16 @@ def describe_crops(config, units: int | None, size: tuple[int, int] | None) -> C
     grid = None
     if units != 1:
         if size is None and (len(canvases) > 1 or layout == "anyres"):
-            raise VisionDropError("anyres images need image_sizes=[(width, height), ...], one per image, as they were cut")
+            raise VisionDropError(
+                "anyres images need image_sizes=[(width, height), ...], one per image, as they were cut"
+            )
         canvas = best_resolution(size, canvases) if len(canvases) > 1 else canvases[0]
         grid = canvas[0] // side, canvas[1] // side
         expected = 1 + grid[0] * grid[1]
         if units not in (None, expected):
             raise VisionDropError(
-                f"{units} crops for an image of (width, height) {size}, which is cut into {expected}; preprocess it with "
-                "llava.mm_utils.process_images under the same configuration"
+                f"{units} crops for an image of (width, height) {size}, which is cut into {expected}; preprocess it "
+                "with llava.mm_utils.process_images under the same configuration"
             )
         units = expected
     return _crops(config.num_hidden_layers, side // config.vision_config.patch_size, units, grid, size, layout)

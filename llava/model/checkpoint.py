@@ -119,7 +119,7 @@ def read_checkpoint(model_path, config_file=None):
 
 
 def _read_video(raw, folder):
-    """(config, weights, None) of a Video-LLaVA: its pictures are prepared by CLIP's own settings at the tower's size."""
+    """(config, weights, None) of a Video-LLaVA: pictures are prepared by CLIP's own settings at the tower's size."""
     weights = to_our_names(read_weights(folder))
     if "text_config" in raw:
         settings, text = video_checkpoint.hub_settings(raw, folder)

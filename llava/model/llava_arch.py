@@ -77,7 +77,7 @@ class LlavaMetaForCausalLM:
         return [t for t in (self.get_vision_tower(), self.get_video_tower()) if t is not None]
 
     def visual_shape(self) -> VisualShape:
-        """The shape of what this model is made for: an image; for LLaVA-NeXT a square one of two by two tiles; a video."""
+        """The shape of what this model is made for: an image (LLaVA-NeXT: a square one of 2 x 2 tiles) or a video."""
         return self.image_shape() if self.get_video_tower() is None else self.video_shape()
 
     def video_shape(self) -> VisualShape:
@@ -94,7 +94,7 @@ class LlavaMetaForCausalLM:
         )
 
     def image_shape(self) -> VisualShape:
-        """The shape of an ordinary image.  In a model for videos the budget is a video's, and an image has one frame's."""
+        """The shape of an ordinary image.  In a model for videos the budget is a video's; an image has one frame's."""
         if is_anyres(self.config):
             side = 2 * self.config.vision_config.image_size
             return describe_crops(self.config, 5, (side, side)).shape
@@ -125,7 +125,9 @@ class LlavaMetaForCausalLM:
             return [Picture(shape, None if p is None else next(pixels)[None]) for p in images]
         sizes = [None] * len(images) if image_sizes is None else [tuple(int(n) for n in size) for size in image_sizes]
         if len(sizes) != len(images):
-            raise VisionDropError(f"{len(sizes)} image_sizes for {len(images)} images: give one (width, height) per image")
+            raise VisionDropError(
+                f"{len(sizes)} image_sizes for {len(images)} images: give one (width, height) per image"
+            )
         return [self._crops(image, size) for image, size in zip(images, sizes)]
 
     def _frames(self, pixels: Tensor) -> Picture:
@@ -136,8 +138,8 @@ class LlavaMetaForCausalLM:
         if pixels.ndim == 4 and pixels.shape[:2] == (3, frames):
             return Picture(self.video_shape(), pixels.transpose(0, 1))
         raise VisionDropError(
-            f"an input of shape {tuple(pixels.shape)}: Video-LLaVA takes images [3, H, W] and videos [3, {frames}, H, W] "
-            "(llava.video.load_video)"
+            f"an input of shape {tuple(pixels.shape)}: Video-LLaVA takes images [3, H, W] and videos "
+            f"[3, {frames}, H, W] (llava.video.load_video)"
         )
 
     def _earlier_pictures(self, input_ids: Tensor, image_sizes) -> list[Picture]:
@@ -175,7 +177,9 @@ class LlavaMetaForCausalLM:
         embeds: list = [None] * len(pictures)
         origins: list = [None] * len(pictures)
         if any(p.pixels is None for p in pictures):
-            raise VisionDropError("an image of this prompt is not in the cache: give the images of all its placeholders")
+            raise VisionDropError(
+                "an image of this prompt is not in the cache: give the images of all its placeholders"
+            )
         for shape, ordinals in by_shape(pictures):
             tower = self.get_video_tower() if shape.kind == "video" else self.get_vision_tower()
             pixels = torch.cat([pictures[i].pixels for i in ordinals])
@@ -247,8 +251,8 @@ class LlavaMetaForCausalLM:
         if holes != sum(map(_placeholders, pictures)):
             each = "" if self.get_video_tower() is None else f", and {self.get_video_tower().frames} per video"
             raise VisionDropError(
-                f"{len(pictures)} images for {holes} <image> placeholders (id {IMAGE_TOKEN_INDEX}): give exactly one image "
-                f"per placeholder{each}, in the order of the rows"
+                f"{len(pictures)} images for {holes} <image> placeholders (id {IMAGE_TOKEN_INDEX}): give exactly one "
+                f"image per placeholder{each}, in the order of the rows"
             )
         blocks = [(_placeholders(p), Image(p.shape, room=self._room(p.shape)).block) for p in pictures]
         rows = _expand_rows(input_ids, attention_mask, labels, blocks, strip=past == 0)
@@ -270,7 +274,9 @@ def stack_images(images: Tensor | list[Tensor]) -> Tensor:
     if isinstance(images, (list, tuple)):
         sizes = {tuple(i.shape) for i in images}
         if len(sizes) != 1:
-            raise VisionDropError(f"images of different shapes {sorted(sizes)}: preprocess them with llava.mm_utils.process_images")
+            raise VisionDropError(
+                f"images of different shapes {sorted(sizes)}: preprocess them with llava.mm_utils.process_images"
+            )
         images = torch.stack(list(images))
     if images.ndim == 5 and images.shape[1] == 1:
         images = images[:, 0]
@@ -319,7 +325,9 @@ def _expand_rows(
 
 
 def _torn(frames: int, left: int) -> str:
-    return f"a video needs {frames} <image> placeholders side by side, and {left} are missing behind {frames - left} of them"
+    return (
+        f"a video needs {frames} <image> placeholders side by side; {left} are missing behind {frames - left} of them"
+    )
 
 
 def _pad_left(rows: list[tuple], device: torch.device) -> tuple[Tensor, ...]:

@@ -1,7 +1,8 @@
 """Video-LLaVA checkpoints: their two towers, in the original layout and in the hub's.
 
-The original (LanguageBind/Video-LLaVA-7B) names its towers by `mm_image_tower` and `mm_video_tower`; they lie in folders of
-their own (LanguageBind's repositories, with `add_time_attn` and `num_frames` in `vision_config`) or inside the checkpoint.
+The original (LanguageBind/Video-LLaVA-7B) names its towers by `mm_image_tower` and `mm_video_tower`; they lie in
+folders of their own (LanguageBind's repositories, with `add_time_attn` and `num_frames` in `vision_config`) or inside the
+checkpoint.
 The hub conversion (LanguageBind/Video-LLaVA-7B-hf) has dropped the temporal attention of the video tower, so it is a
 different model, and loading it says so.
 """
@@ -69,7 +70,8 @@ def add_towers(config, weights, folder, find, read_json, read_weights) -> None:
         name, prefix = getattr(config, f"mm_{kind}_tower"), tower_prefix(kind)
         if not name:
             raise UnsupportedError(
-                f"config.json of {str(folder)!r} names no mm_{kind}_tower; a Video-LLaVA has one for images and one for videos."
+                f"config.json of {str(folder)!r} names no mm_{kind}_tower; a Video-LLaVA has one for images and one "
+                "for videos."
             )
         inside = any(weight.startswith(prefix) for weight in weights)
         if not inside or not getattr(config, field):
@@ -87,7 +89,9 @@ def _tower_config(raw, kind: str, folder) -> CLIPVisionConfig:
     """The vision part of a LanguageBind or CLIP config.json."""
     vision = raw.get("vision_config", raw)
     if "patch_size" not in vision:
-        raise UnsupportedError(f"the {kind} tower {str(folder)!r} has no vision_config; give a LanguageBind or CLIP tower.")
+        raise UnsupportedError(
+            f"the {kind} tower {str(folder)!r} has no vision_config; give a LanguageBind or CLIP tower."
+        )
     return CLIPVisionConfig(**{k: v for k, v in vision.items() if k != "model_type"})
 
 

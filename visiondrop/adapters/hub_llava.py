@@ -152,9 +152,9 @@ class HubLlavaAdapter:
         entry = self.pruner.plan_for(shape).entry
         if entry > shape.tokens:
             raise UnsupportedError(
-                f"method {self.pruner.method!r} with tokens={self.pruner.tokens} hands {entry} tokens on for an image that "
-                f"has only {shape.tokens} unpruned ones (unpadded, {shape.units} crops); use a smaller budget, or load the "
-                "checkpoint with llava.model.builder, whose classes make room"
+                f"method {self.pruner.method!r} with tokens={self.pruner.tokens} hands {entry} tokens on for an image "
+                f"that has only {shape.tokens} unpruned ones (unpadded, {shape.units} crops); use a smaller budget, or "
+                "load the checkpoint with llava.model.builder, whose classes make room"
             )
 
     def _refuse_labels(self, module, args, kwargs) -> None:
@@ -171,7 +171,9 @@ class HubLlavaAdapter:
         brings_images = bool(self._given(kwargs)) or any(f is not None for f in features)
         ids = kwargs.get("input_ids", args[0] if args else None)
         if brings_images and ids is None and self.pruner.plan.active:
-            raise VisionDropError("images with inputs_embeds: pruning finds images by their placeholders; give input_ids")
+            raise VisionDropError(
+                "images with inputs_embeds: pruning finds images by their placeholders; give input_ids"
+            )
         self.ids = ids if brings_images else None
 
     def _layout(self, mask: Tensor | None, before: list[int] | int) -> Layout | None:
@@ -237,7 +239,10 @@ class HubLlavaAdapter:
         if ids is None or not self.pruner.plan.text_guided:
             return nullcontext()
         mask = kwargs.get("attention_mask")
-        rows = [row.tolist() if mask is None else row[m.bool()].tolist() for row, m in zip(ids, ids if mask is None else mask)]
+        rows = [
+            row.tolist() if mask is None else row[m.bool()].tolist()
+            for row, m in zip(ids, ids if mask is None else mask)
+        ]
         return self.pruner.frozen_prompt(self.pruner.prompt_ends(rows, self._given(kwargs)))
 
 

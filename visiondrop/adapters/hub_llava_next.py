@@ -1,7 +1,7 @@
 """transformers' `LlavaNextForConditionalGeneration`: as `hub_llava`, with crops.
 
-Its images are always in the layout "anyres" (unpadded, one newline per row).  Which token comes from which crop is found
-by sending numbers through the model's own `pack_image_features`.
+Its images are always in the layout "anyres" (unpadded, one newline per row).  Which token comes from which crop is
+found by sending numbers through the model's own `pack_image_features`.
 """
 
 import torch
@@ -29,7 +29,9 @@ class HubLlavaNextAdapter(HubLlavaAdapter):
         pixels, out, cursor = arguments["pixel_values"], [], 0
         for i, size in enumerate(arguments["image_sizes"]):
             picture = self._describe(tuple(int(n) for n in size))
-            crops = pixels[i, : picture.shape.units] if pixels.ndim == 5 else pixels[cursor : cursor + picture.shape.units]
+            crops = (
+                pixels[i, : picture.shape.units] if pixels.ndim == 5 else pixels[cursor : cursor + picture.shape.units]
+            )
             cursor += picture.shape.units
             out.append(Picture(picture.shape, crops, picture.grid, picture.ids))
         return out

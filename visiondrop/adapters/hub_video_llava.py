@@ -1,8 +1,8 @@
 """transformers' `VideoLlavaForConditionalGeneration`: as `hub_llava`, with videos beside images.
 
 The hub conversion of Video-LLaVA is another model than the original: its video tower is plain CLIP, the original's
-attends over time as well.  The report's encoder stage lists all images of a batch, then its videos, in the order in which
-the model encodes them; its decoder stages follow the prompt.
+attends over time as well.  The report's encoder stage lists all images of a batch, then its videos, in the order in
+which the model encodes them; its decoder stages follow the prompt.
 """
 
 import functools

@@ -13,8 +13,8 @@ def build_vision_tower(config) -> nn.Module:
     kind = getattr(config.vision_config, "model_type", None)
     if kind != "clip_vision_model":
         raise VisionDropError(
-            f"vision tower of type {kind!r}: our llava/ classes build CLIP towers ('clip_vision_model'); other towers run "
-            "through visiondrop.apply on transformers' classes"
+            f"vision tower of type {kind!r}: our llava/ classes build CLIP towers ('clip_vision_model'); other towers "
+            "run through visiondrop.apply on transformers' classes"
         )
     return CLIPVisionTower(config)
 

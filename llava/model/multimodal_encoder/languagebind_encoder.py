@@ -1,4 +1,4 @@
-"""Video-LLaVA's two towers, named as in its checkpoints (`model.image_tower.image_tower`, `model.video_tower.video_tower`).
+"""Video-LLaVA's two towers, named as in its checkpoints: `model.{image,video}_tower.{image,video}_tower`.
 
 A video is eight frames; every frame keeps its [CLS] among the features, whatever `mm_vision_select_feature` says (as in
 https://github.com/PKU-YuanGroup/Video-LLaVA, languagebind/__init__.py).  Images follow the configuration.
