@@ -17,7 +17,7 @@ from eval.testbed.measure import (
     result_rows,
     wilson,
 )
-from eval.testbed.model import Layout, Sizes, decode, init_weights
+from eval.testbed.model import Layout, Sizes, decode, decode_dropping, init_weights
 from eval.testbed.questions import KINDS
 from eval.testbed.scenes import draw_scene
 from visiondrop.errors import VisionDropError
@@ -32,7 +32,12 @@ POSITIONS = torch.arange(3, 67)
 
 
 def states(features, positions, keep=None):
-    return decode(WEIGHTS, SIZES, features, Layout(torch.tensor([1, 4, 5]), QUESTION, positions, 67), keep=keep)[0]
+    layout = Layout(torch.tensor([1, 4, 5]), QUESTION, positions, 67)
+    if keep is None:
+        return decode(WEIGHTS, SIZES, features, layout)[0]
+    first, again = decode_dropping(WEIGHTS, SIZES, features, layout, [(0, None), keep])
+    torch.testing.assert_close(first, decode(WEIGHTS, SIZES, features, layout)[0])
+    return again
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-from eval.testbed.measure import paired_difference
+from eval.testbed.measure import paired_difference, wilson
 from eval.testbed.questions import KINDS
 from eval.testbed.sets import chance_levels
 from visiondrop.errors import VisionDropError
@@ -67,14 +67,20 @@ def accuracy_block(rows: list[dict]) -> str:
             f"| {kind} | {own['n']} | {100 * own['accuracy']:.1f} | {100 * low:.1f} to {100 * high:.1f} "
             f"| {100 * blind:.1f} | {100 * chance[kind]:.1f} | {goal} |"
         )
-    mean = sum(full["kinds"][kind]["accuracy"] for kind in KINDS) / len(KINDS)
-    low, high = full["interval"]
-    blind, luck = 100 * one["accuracy"], 100 * sum(chance.values()) / len(chance)
-    lines.append(
-        f"| mean of kinds | {full['n']} | {100 * mean:.1f} | {100 * low:.1f} to {100 * high:.1f} "
-        f"| {blind:.1f} | {luck:.1f} | 87 |"
-    )
+    lines.append(_mean_line("mean of the kinds with a goal", tuple(GOALS), full, one, chance, goal="87"))
+    lines.append(_mean_line("mean of all kinds", KINDS, full, one, chance, goal="-"))
     return "\n".join([*lines, "", _source(full)])
+
+
+def _mean_line(title: str, kinds: tuple[str, ...], full: dict, one: dict, chance: dict[str, float], goal: str) -> str:
+    """Table line of the plain mean over kinds (of equally many questions), with the interval of the pooled share."""
+    total = sum(full["kinds"][kind]["n"] for kind in kinds)
+    hits = sum(round(full["kinds"][kind]["accuracy"] * full["kinds"][kind]["n"]) for kind in kinds)
+    low, high = wilson(hits, total)
+    mean, blind = (100 * sum(row["kinds"][kind]["accuracy"] for kind in kinds) / len(kinds) for row in (full, one))
+    luck = 100 * sum(chance[kind] for kind in kinds) / len(kinds)
+    interval = f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"| {title} | {total} | {mean:.1f} | {interval} | {blind:.1f} | {luck:.1f} | {goal} |"
 
 
 def tokens_block(rows: list[dict]) -> str:

@@ -1,10 +1,10 @@
 """Writes trained weights in the original LLaVA-1.5 layout, float16, with tokenizer and CLIP tower of its own.
 
-    export_checkpoint(weights, sizes, "checkpoints/testbed")
-    python -m eval.testbed.export runs/testbed/state.pt checkpoints/testbed
+export_checkpoint(weights, sizes, "checkpoints/testbed")
+python -m eval.testbed.export runs/testbed/state.pt checkpoints/testbed
 
-    FOLDER/config.json, model.safetensors, tokenizer.json, tokenizer_config.json, generation_config.json
-    FOLDER/vision_tower/config.json, model.safetensors, preprocessor_config.json      (mm_vision_tower: "vision_tower")
+FOLDER/config.json, model.safetensors, tokenizer.json, tokenizer_config.json, generation_config.json
+FOLDER/vision_tower/config.json, model.safetensors, preprocessor_config.json      (mm_vision_tower: "vision_tower")
 """
 
 from __future__ import annotations

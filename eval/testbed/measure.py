@@ -30,9 +30,9 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from eval.testbed.batches import normalise, pack
+from eval.testbed.batches import Batch, normalise, pack
 from eval.testbed.export import TOWER_FOLDER
-from eval.testbed.model import Layout, Sizes, Weights, decode, encode
+from eval.testbed.model import Layout, Sizes, Weights, decode_dropping, encode
 from eval.testbed.questions import KINDS
 from eval.testbed.scenes import FULL_GRID, VERSION, Scene
 from eval.testbed.sets import SETS, draw_set
@@ -101,28 +101,42 @@ def measure(
     """Right (1) or wrong (0) per condition and question, the kind of each question and the image of each."""
     right: dict[tuple[str, int], list[int]] = {condition: [] for condition in conditions}
     kinds, owners = [], []
+    # the patches needed differ from question to question, all else is shared by the questions of a picture
+    shared = [condition for condition in conditions if condition[0] != "needed"]
+    single = [condition for condition in conditions if condition[0] == "needed"]
+    deepest = max(layer for _, layer in conditions)
     drawn = [item for number, item in enumerate(draw_set(name)) if images is None or number < images]
     for index, scene, asked in tqdm(drawn, desc=f"asking {name}", mininterval=5):
         batch = pack([scene], [asked], FULL_GRID, (0, 0), renumber=False)
         features, _, attention = encode(weights, sizes, normalise(batch.pixels, torch.float32), batch.cells)
         kinds += [question.kind for question in asked]
         owners += [index] * len(asked)
-        for condition in conditions:
-            rng = np.random.default_rng([seed, index, condition[1]])
-            # the patches needed differ from question to question, all else is shared by the questions of a picture
-            groups = [[i] for i in range(len(asked))] if condition[0] == "needed" else [list(range(len(asked)))]
-            for group in groups:
+        every = list(range(len(asked)))
+        for chosen, groups in ((shared, [every]), (single, [[i] for i in every])):
+            for group in groups if chosen else []:
                 needed = sorted({thing for i in group for hop in asked[i].things for thing in hop})
-                kept = kept_tokens(condition[0], scene, needed, attention[0], rng)
-                keep = None if kept is None else (condition[1], torch.from_numpy(np.array(kept, np.int64))[None])
-                layout = Layout(
-                    torch.tensor(PREFIX), batch.question_ids[:, group], batch.visual_positions, batch.question_start
-                )
-                states, _ = decode(weights, sizes, features, layout, keep=keep)
-                rows = batch.answer_at[:, group][..., None, None].expand(-1, -1, 1, sizes.width)
-                told = (states.gather(2, rows)[0, :, 0] @ weights["lm_head.weight"].T).argmax(-1)
-                right[condition] += (told == batch.answers[0, group]).int().tolist()
+                drops = []
+                for condition, layer in chosen:
+                    rng = np.random.default_rng([seed, index, layer])
+                    kept = kept_tokens(condition, scene, needed, attention[0], rng)
+                    drops.append(
+                        (deepest, None) if kept is None else (layer, torch.from_numpy(kept.astype(np.int64))[None])
+                    )
+                for condition, hits in zip(chosen, _hits(weights, sizes, features, batch, group, drops), strict=True):
+                    right[condition] += hits
     return right, kinds, owners
+
+
+def _hits(weights: Weights, sizes: Sizes, features: torch.Tensor, batch: Batch, group: list[int], drops: list):
+    """Right (1) or wrong (0) of the questions `group` of one picture, a list for each of `drops`."""
+    ids, answers = batch.question_ids[:, group], batch.answers[0, group]
+    layout = Layout(torch.tensor(PREFIX), ids, batch.visual_positions, batch.question_start)
+    rows = batch.answer_at[:, group][..., None, None].expand(-1, -1, 1, sizes.width)
+    found = []
+    for states in decode_dropping(weights, sizes, features, layout, drops):
+        told = (states.gather(2, rows)[0, :, 0] @ weights["lm_head.weight"].T).argmax(-1)
+        found.append((told == answers).int().tolist())
+    return found
 
 
 def wilson(hits: int, total: int) -> list[float]:

@@ -163,40 +163,68 @@ def encode(weights: Weights, sizes: Sizes, pixels: torch.Tensor, cells: torch.Te
     return x[:, 1:], x[:, 0], attention[:, :, 0, 1:].mean(1)
 
 
-def decode(
-    weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layout, probe: int = 0, depth: int = 0, keep=None
-):
+def decode(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layout, probe: int = 0, depth: int = 0):
     """Projector and decoder over packed questions.
 
-    features: [B, V, D]; depth: how many layers are run, 0 for all; keep: (layer, index [B, K]), the visual tokens
-    0..V-1 that remain, at their own positions, once `layer` layers have run (for measurements, never in training).
-    Returns the normed final states of the question tokens [B, Q, T, D], and, when probe > 0, the normed states after
-    `probe` layers as well (else None).
+    features: [B, V, D]; depth: how many layers are run, 0 for all. Returns the normed final states of the question
+    tokens [B, Q, T, D], and, when probe > 0, the normed states after `probe` layers as well (else None).
     """
+    x, shape, rope, mask = _embed(weights, sizes, features, layout)
+    middle = None
+    depth = depth or sizes.layers
+    for layer in range(depth):
+        x = _decoder_layer(weights, sizes, layer, x, shape, rope, mask, layer == depth - 1)
+        if layer + 1 == probe:
+            middle = _finish(weights, sizes, x if layer == depth - 1 else x[:, shape[0] :], shape)
+    return _finish(weights, sizes, x, shape), middle
+
+
+def decode_dropping(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layout, drops: list):
+    """Like `decode`, once per element of `drops`, with visual tokens removed (for measurements, never in training).
+
+    drops: pairs (layer, index): once `layer` layers (0 .. layers - 1) have run, only the visual tokens `index` (int64
+    [B, K], numbers 0 .. V-1) remain, at their own positions; index None keeps all. The layers before the drops are run
+    once for all of them. Returns a list of states [B, Q, T, D] in the order of `drops`.
+    """
+    x, shape, rope, mask = _embed(weights, sizes, features, layout)
+    found = [None] * len(drops)
+    deepest = max(at for at, _ in drops)
+    for layer in range(deepest + 1):
+        for number, (at, index) in enumerate(drops):
+            if at == layer:
+                branch = (x, rope, shape) if index is None else _drop(x, rope, shape, len(layout.prefix_ids), index)
+                found[number] = _run_from(weights, sizes, layer, *branch, mask)
+        if layer < deepest:
+            x = _decoder_layer(weights, sizes, layer, x, shape, rope, mask, last=False)
+    return found
+
+
+def _embed(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layout):
+    """Input states [B, S, D], their shape (P, Q, T), rotary tables and the causal mask inside a question."""
     batch, questions, length = layout.question_ids.shape
     table = weights["model.embed_tokens.weight"]
     visual = _linear(weights, "model.mm_projector.2", F.gelu(_linear(weights, "model.mm_projector.0", features)))
     before = table[layout.prefix_ids].expand(batch, -1, -1)
     x = torch.cat([before, visual, table[layout.question_ids.reshape(batch, -1)]], 1)
-    prefix = before.shape[1] + visual.shape[1]
     positions = torch.cat([
         torch.arange(before.shape[1], device=x.device), layout.visual_positions,
         (layout.question_start + torch.arange(length, device=x.device)).repeat(questions),
     ])  # fmt: skip
     rope = rope_table(positions, sizes.width // sizes.heads, sizes.rope_theta, x.dtype)
     mask = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu(1)
-    middle = None
-    depth = depth or sizes.layers
-    for layer in range(depth):
-        if keep is not None and keep[0] == layer:
-            x, rope, prefix = _drop(x, rope, before.shape[1], prefix, keep[1])
-        last = layer == depth - 1  # nothing reads the prefix after the last layer
-        x = _decoder_layer(weights, sizes, f"model.layers.{layer}.", x, (prefix, questions, length), rope, mask, last)
-        if layer + 1 == probe:
-            middle = _rms_norm(weights, "model.norm", x if last else x[:, prefix:], sizes).view(
-                batch, questions, length, -1
-            )
-    return _rms_norm(weights, "model.norm", x, sizes).view(batch, questions, length, -1), middle
+    return x, (before.shape[1] + visual.shape[1], questions, length), rope, mask
+
+
+def _run_from(weights: Weights, sizes: Sizes, first: int, x: torch.Tensor, rope, shape, mask) -> torch.Tensor:
+    """Layers `first` to the last one, and the final norm."""
+    for layer in range(first, sizes.layers):
+        x = _decoder_layer(weights, sizes, layer, x, shape, rope, mask, layer == sizes.layers - 1)
+    return _finish(weights, sizes, x, shape)
+
+
+def _finish(weights: Weights, sizes: Sizes, x: torch.Tensor, shape) -> torch.Tensor:
+    """Normed states [B, Q, T, D] of question rows [B, Q T, D]."""
+    return _rms_norm(weights, "model.norm", x, sizes).view(x.shape[0], *shape[1:], -1)
 
 
 def rope_table(positions: torch.Tensor, head: int, theta: float, dtype: torch.dtype):
@@ -207,19 +235,20 @@ def rope_table(positions: torch.Tensor, head: int, theta: float, dtype: torch.dt
     return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
-def _drop(x: torch.Tensor, rope, start: int, prefix: int, index: torch.Tensor):
-    """States [B, S, D], rotary tables and prefix length with the visual tokens `index` [B, K] only."""
-    batch = x.shape[0]
-    fixed = torch.arange(x.shape[1], device=x.device).expand(batch, -1)
+def _drop(x: torch.Tensor, rope, shape, start: int, index: torch.Tensor):
+    """States, rotary tables and shape with the visual tokens `index` [B, K] only; `start` is the first one's place."""
+    prefix, questions, length = shape
+    fixed = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
     rows = torch.cat([fixed[:, :start], start + index.sort(1).values, fixed[:, prefix:]], 1)
     x = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
-    return x, tuple(table[rows][:, None] for table in rope), start + index.shape[1]
+    return x, tuple(table[rows][:, None] for table in rope), (start + index.shape[1], questions, length)
 
 
 def _decoder_layer(
-    weights: Weights, sizes: Sizes, at: str, x: torch.Tensor, shape, rope, mask, last: bool
+    weights: Weights, sizes: Sizes, layer: int, x: torch.Tensor, shape, rope, mask, last: bool
 ) -> torch.Tensor:
-    """One LLaMA layer over [prefix | Q questions of T tokens]; returns only the question rows when `last`."""
+    """One LLaMA layer over [prefix | Q questions of T tokens]; only question rows come out of the `last`."""
+    at = f"model.layers.{layer}."
     prefix, questions, length = shape
     batch, heads, head = x.shape[0], sizes.heads, sizes.width // sizes.heads
     stacked, _ = _stacked(weights, f"{at}self_attn.", ("q_proj", "k_proj", "v_proj"))
