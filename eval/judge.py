@@ -17,7 +17,7 @@ import math
 import os
 import random
 import re
-import time
+import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -87,6 +87,7 @@ class Judge:
 
     Attributes:
         name: "MODEL at ADDRESS", as it stands in result rows.
+        stop: set to make waiting requests give up at once.
     """
 
     def __init__(self, url: str, model: str, timeout: float = 60.0, attempts: int = 6, pause: float = 1.0):
@@ -112,6 +113,7 @@ class Judge:
         self.address, self.model = base + "/chat/completions", model
         self.name = f"{model} at {base}"
         self.timeout, self.attempts, self.pause = timeout, attempts, pause
+        self.stop = threading.Event()
         handlers: list = [_NoRedirect]
         if _is_loopback(parts.hostname):
             handlers.append(urllib.request.ProxyHandler({}))
@@ -127,7 +129,8 @@ class Judge:
         problem = ""
         for attempt in range(self.attempts):
             wait = self.pause * 2 ** (attempt - 1) * (1 + random.random() / 4) if attempt else 0.0
-            time.sleep(wait)
+            if self.stop.wait(wait):
+                raise Unavailable("stopped")
             try:
                 return self._post(body)
             except urllib.error.HTTPError as error:
@@ -137,7 +140,7 @@ class Judge:
                 if error.code != 429 and error.code < 500 and error.code != 408:
                     raise Unavailable(f"the judge {self.name} refuses: {problem}; {_advice(error.code)}") from None
                 if told and told.isdigit():
-                    time.sleep(min(int(told), 60))
+                    self.stop.wait(min(int(told), 60))
             except (OSError, ValueError) as error:  # timeouts, broken connections, bodies that are no JSON
                 problem = self._clean(str(getattr(error, "reason", error)) or type(error).__name__)
         raise Unavailable(
@@ -213,6 +216,9 @@ def _ask_all(waiting: dict[str, dict], judge: Judge, store: AnswerStore, bar) ->
                 continue
             store.add([(*asked[future], reply)])
             bar.update()
+    except BaseException:  # an interrupt, a full disk: nobody waits for the rest
+        judge.stop.set()
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:

@@ -207,6 +207,19 @@ def test_a_broken_off_run_goes_on_where_it_stopped(server, tmp_path):
     assert [v.right for v in verdicts].count(False) == kept
 
 
+def test_an_interrupt_does_not_wait_for_the_rest(server, tmp_path, monkeypatch):
+    server.script = lambda number, body: YES if number == 1 else (503, {}, "")
+    monkeypatch.setattr(judging.AnswerStore, "add", lambda self, entries: (_ for _ in ()).throw(KeyboardInterrupt))
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        judge_samples(samples(8), client(server, pause=30.0), tmp_path)
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(5)
+            assert not thread.is_alive()
+    assert time.monotonic() - began < 10
+
+
 def test_a_key_in_a_reply_is_not_kept(server, tmp_path):
     server.script = lambda number, body: "sk-secret-123 " + YES
     assert judge_samples(samples(1), client(server), tmp_path) == [Verdict(True, 5)]

@@ -64,6 +64,14 @@ def test_answers_are_joined_by_id(place):
         video_qa.find_video(place / "clips", "gone")
 
 
+def test_the_converter_on_the_command_line(place, tmp_path, capsys):
+    files = ["--questions", str(place / "q.json"), "--answers", str(place / "a.json"), "--data", str(tmp_path)]
+    assert video_data.main(["TGIF-QA", *files, "--videos", str(place / "clips")]) == 0
+    assert (tmp_path / "visiondrop" / "TGIF-QA" / "test.jsonl").read_text().count("\n") == COUNT
+    assert video_data.main(["TGIF-QA", *files, "--videos", str(tmp_path)]) == 2
+    assert "no video 'clip0'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "said, true, expected",
     [
