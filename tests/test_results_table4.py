@@ -1,11 +1,13 @@
 """Table 4: FLOPs from the plans beside the paper's, measurements from rows, nothing compared that cannot be."""
 
 import json
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from eval.benchmarks import ROOT
 from figures import table4, timings
 
 
@@ -109,3 +111,15 @@ def test_settings_of_the_measurements_are_reachable(what):
             for tokens in given["--tokens"].split(","):
                 shape = visiondrop.plan("none").shape if given.get("--units", "1") == "1" else table4.NEXT
                 visiondrop.plan(method, int(tokens), shape=shape)
+
+
+def test_the_committed_table_follows_from_committed_rows():
+    listed = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    rows = [ROOT / name for name in listed if name.startswith("results/efficiency/table4-") and name.endswith(".jsonl")]
+    tables = [ROOT / name for name in listed if name.startswith("results/tables/table4")]
+    if not tables:
+        pytest.skip("no table 4 is committed, or this is no git checkout")
+    made = table4.build(rows)
+    assert {f"table4{suffix}" for suffix in made} == {file.name for file in tables}
+    for file in tables:
+        assert made[file.name.removeprefix("table4")] == file.read_text(encoding="utf-8")
