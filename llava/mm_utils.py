@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -52,7 +52,7 @@ def open_image(source):
         if isinstance(source, (bytes, bytearray, memoryview)):
             source = io.BytesIO(source)
         image = source if isinstance(source, Image.Image) else Image.open(source)
-        image.load()
+        _load_whole(image)
         image = ImageOps.exif_transpose(image)
     except _DECODING_ERRORS as error:
         raise VisionDropError(
@@ -60,6 +60,15 @@ def open_image(source):
             "file."
         ) from error
     return _to_rgb(image, name)
+
+
+def _load_whole(image):
+    """Decode `image`, refusing one that is cut short even where a library has told PIL to fill the rest with grey."""
+    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        image.load()
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
 
 def _first_line(error):

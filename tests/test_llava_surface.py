@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -360,7 +360,10 @@ def test_exif_orientation_is_applied(tmp_path, orientation, turn):
         np.testing.assert_array_equal(np.asarray(opened), np.asarray(upright))
 
 
-def test_damaged_files_give_one_sentence(tmp_path):
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_damaged_files_give_one_sentence(tolerant, tmp_path, monkeypatch):
+    # lmms-eval's tasks switch PIL to filling truncated images, for the whole process.
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
     whole = save(picture((200, 200)), tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.jpg").write_text("This is no image.")
