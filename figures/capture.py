@@ -88,8 +88,9 @@ def figure3(probe: Probe, scenes: Scenes, count: int) -> dict:
 
 def figure4(probe: Probe, scenes: Scenes) -> dict:
     """Patches that text-guided PyramidDrop keeps after each stage, for two questions on one picture."""
-    image, asked = next((i, a) for i, a in scenes if _two_places(a))
-    pair = asked[:2] if not asked[0][1].any() else _two_places(asked)
+    image, pair = next(((i, _two_places(a)) for i, a in scenes if _two_places(a)), (None, None))
+    if pair is None:
+        raise EvaluationError("Figure 4 needs two questions on one picture: give --question twice")
     kept, answers = [], []
     with visiondrop.apply(probe.model, method="pyramiddrop", tokens=BUDGET, report=True) as handle:
         for question, _ in pair:

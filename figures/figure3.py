@@ -30,7 +30,7 @@ def draw(arrays: dict, about: dict, name: str, out: Path) -> None:
     rules, count = about["rules"], len(arrays["images"])
     figure = plt.figure(figsize=(style.PAGE, 5.25))
     upper, lower = figure.subfigures(2, 1, height_ratios=[2.95, 2.3], hspace=0.0)
-    axes = upper.subplots(len(SHOWN), count)
+    axes = upper.subplots(len(SHOWN), count, squeeze=False)
     for row, rule in enumerate(SHOWN):
         for column in range(count):
             pictures.kept(axes[row, column], arrays["images"][column], arrays["kept"][column, rules.index(rule)])

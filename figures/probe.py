@@ -15,7 +15,7 @@ from torch import Tensor
 from eval import fingerprint
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
-from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.mm_utils import get_model_name_from_path, open_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from visiondrop import scores
 
@@ -134,8 +134,8 @@ def top(score: np.ndarray, keep: int) -> np.ndarray:
 
 @functools.cache
 def square(file: str, side: int) -> np.ndarray:
-    """A picture file as the tower sees it, padded to a square of its mean colour: uint8 [side, side, 3]."""
-    picture = Image.open(file).convert("RGB")
+    """A picture file as the tower sees it, padded to a square with CLIP's mean colour: uint8 [side, side, 3]."""
+    picture = open_image(file)
     canvas = Image.new("RGB", [max(picture.size)] * 2, (122, 116, 104))
     canvas.paste(picture, [(max(picture.size) - s) // 2 for s in picture.size])
     return np.asarray(canvas.resize((side, side), Image.Resampling.BICUBIC))

@@ -265,3 +265,23 @@ def test_dry_run_says_the_cost_and_runs_nothing(capsys):
 def test_a_model_of_another_table_is_refused(capsys):
     assert make.main(["table2", "--model", MODEL, "--draw-only"]) == 2
     assert "is a model of table1" in capsys.readouterr().err
+
+
+def test_own_pictures(probe, tmp_path, capsys):
+    from PIL import Image
+
+    file = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(file)
+    base = ["--model", probe.path, "--image", str(file), "--out", str(tmp_path)]
+    assert capture.main(["figure3", *base, "--question", "What is this?"]) == 0
+    arrays, about = capture.read(tmp_path / "figure3-testbed.npz")
+    assert arrays["images"].shape == (1, 336, 336, 3) and about["pictures"] == 1
+    figure3.draw(arrays, about, "figure3", tmp_path)
+    assert capture.main(["figure4", *base, "--question", "What is this?"]) == 2
+    assert "needs two questions" in capsys.readouterr().err
+    assert capture.main(["figure4", *base, "--question", "What is this?", "--question", "Where is it?"]) == 0
+    assert (
+        capture.main(["figure1", "--model", probe.path, "--image", str(tmp_path / "none.png"), "--out", str(tmp_path)])
+        == 2
+    )
+    assert "none.png" in capsys.readouterr().err
