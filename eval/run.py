@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import sys
@@ -29,6 +30,7 @@ from eval.errors import EvaluationError
 from eval.settings import Settings, number
 from visiondrop.__main__ import add_method_arguments, method_options
 from visiondrop.errors import VisionDropError
+from visiondrop.plan import VisualShape
 
 ROOT = benchmarks.ROOT
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -130,8 +132,8 @@ def _judge(benchmark: benchmarks.Benchmark, url: str | None, model: str | None) 
         return None
     if not (url and model):
         raise EvaluationError(
-            f"{benchmark.title} under protocol {benchmark.protocol} is scored by a judge: give --judge-url and --judge-model "
-            "(or --protocol offline, which compares words)"
+            f"{benchmark.title} under protocol {benchmark.protocol} is scored by a judge: give --judge-url and "
+            "--judge-model (or --protocol offline, which compares words)"
         )
     return judge.Judge(url, model)
 
@@ -152,15 +154,32 @@ def _show_ledger(
     args: argparse.Namespace, options: dict[str, Any], checkpoint: fingerprint.Checkpoint, quiet: bool
 ) -> None:
     """Plan and print before anything is loaded; an unreachable budget fails here."""
-    one_size = not str(checkpoint.config.get("image_aspect_ratio", "pad")).startswith("anyres")
-    several = checkpoint.config.get("model_type") in ("llava_next", "video_llava") or "mm_video_tower" in checkpoint.config
-    if checkpoint.layers is None or checkpoint.patches is None or not one_size or several:
+    shape = _ordinary_shape(checkpoint, args.layout)
+    if shape is None:
         return
-    plan = visiondrop.plan(
-        args.method, args.tokens, layers=checkpoint.layers, patches=checkpoint.patches, options=options
-    )
+    plan = visiondrop.plan(args.method, args.tokens, shape=shape, options=options)
     if not quiet:
         print(plan.ledger(checkpoint.dims), flush=True)
+
+
+def _ordinary_shape(checkpoint: fingerprint.Checkpoint, layout: str | None) -> VisualShape | None:
+    """What the model's own `visual_shape()` will say, as far as config.json tells; None where it does not."""
+    config, layers, patches = checkpoint.config, checkpoint.layers, checkpoint.patches
+    if layers is None or patches is None:
+        return None
+    if config.get("model_type") == "video_llava":
+        source = "video-without-temporal-attention"
+        frames = dict(units=8, nominal_units=8, length=8 * (patches + 1), kind="video", source=source)
+        return VisualShape(layers, patches, **frames)
+    if "mm_video_tower" in config:
+        return None  # its patches are known to the towers' own configurations only
+    if config.get("model_type") == "llava_next" or config.get("image_aspect_ratio") == "anyres":
+        side = 2 * math.isqrt(patches)
+        whole = layout == "fixed-2880" or (layout is None and config.get("mm_patch_merge_type") == "spatial")
+        length, source = (5 * patches, f"fixed-{5 * patches}") if whole else (5 * patches + side, "anyres")
+        crops = dict(units=5, nominal_units=5, length=length, source=source, canvas=(side, side))
+        return VisualShape(layers, patches, **crops)
+    return VisualShape(layers, patches)
 
 
 def _placement(args: argparse.Namespace) -> tuple[str, str]:
@@ -264,6 +283,7 @@ def make_row(settings: Settings, duration: float) -> dict[str, Any]:
         if not uploads:
             raise EvaluationError(f"{benchmark.task} wrote no {benchmark.upload} in {folder}; the answers are kept")
     commit, dirty = fingerprint.git_state()
+    by = _judge(benchmark, settings.judge_url, settings.judge_model)
     copied = (
         "benchmark",
         "protocol",
@@ -296,7 +316,7 @@ def make_row(settings: Settings, duration: float) -> dict[str, Any]:
             "interval_method": how,
             "missing": missing,
             "upload": uploads,
-            "server": _judge(benchmark, settings.judge_url, settings.judge_model).name if benchmark.judged else benchmark.server,
+            "server": by.name if by else benchmark.server,
             "device": "cpu" if settings.device == "cpu" else "cuda",
             "device_name": fingerprint.device_name(settings.device),
             "versions": fingerprint.versions(),

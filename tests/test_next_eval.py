@@ -4,7 +4,8 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 
-from eval import lmms_model, rows, run
+from eval import fingerprint, lmms_model, rows, run
+from llava.model.anyres import use_layout
 from llava.model.builder import load_pretrained_model
 from tests import checkpoints, next_models
 
@@ -53,6 +54,22 @@ def test_the_row_names_the_layout(place, monkeypatch, capsys, layout, more):
     assert run.main(command) == 0, capsys.readouterr().err
     row = rows.load(root / "rows.jsonl", strict=True)[0][-1]
     assert row["ledger"]["layout"] == layout and row["ledger"]["mean"] == 160 and row["n"] == len(SIZES)
+
+
+def test_the_plan_is_checked_and_shown_before_loading(place, tmp_path, monkeypatch, capsys):
+    root, model = place
+    monkeypatch.setattr(lmms_model.builder, "load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
+    command = ["pope", "--method", "fastv", "--tokens", "300", "--model", str(model), "--data", str(root / "data")]
+    command += ["--out", str(tmp_path / "rows.jsonl"), "--runs", str(tmp_path / "runs")]
+    assert run.main(command) == 2 and "not reachable" in capsys.readouterr().err
+
+
+def test_the_shown_shape_is_the_models(place):
+    _, model, *_ = load_pretrained_model(str(place[1]), None, "v16", device_map="cpu", torch_dtype=torch.float32)
+    checkpoint = fingerprint.checkpoint(str(place[1]))
+    assert run._ordinary_shape(checkpoint, None) == model.visual_shape()
+    use_layout(model.config, "fixed-2880")
+    assert run._ordinary_shape(checkpoint, "fixed-2880") == model.visual_shape()
 
 
 def test_another_model_has_no_layout(place, tmp_path, capsys):
