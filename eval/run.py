@@ -41,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__.split("\n")[0])
     p.add_argument("benchmark", help="a name in configs/benchmarks.yaml: " + ", ".join(benchmarks.load()))
     add_method_arguments(p)
-    p.add_argument("--model", help="checkpoint folder or hub id (default: the 7B model that the benchmark is asked of)")
-    p.add_argument("--layout", choices=("anyres", "fixed-2880"), help="how LLaVA-NeXT cuts pictures; default: its config")
+    p.add_argument("--model", help="checkpoint folder or hub id (default: the benchmark's 7B model)")
+    p.add_argument("--layout", choices=("anyres", "fixed-2880"), help="LLaVA-NeXT: how pictures are cut")
     p.add_argument(
         "--protocol", default="offline", help="offline: local splits scored here; paper: the paper's splits and prompts"
     )
