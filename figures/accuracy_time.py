@@ -83,5 +83,10 @@ def _budget(variant: Variant, number: int) -> int:
     return 0 if variant.entries[number].is_base else variant.entries[number].tokens
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 refused."""
+    return values.command("accuracy_time", "table1", __doc__, draw, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(values.command("accuracy_time", "table1", __doc__, draw))
+    sys.exit(main())

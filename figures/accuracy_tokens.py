@@ -56,5 +56,10 @@ def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:
     style.save(figure, name, values.numbers(lines, found, what), out)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 refused."""
+    return values.command("accuracy_tokens", "table1", __doc__, draw, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(values.command("accuracy_tokens", "table1", __doc__, draw))
+    sys.exit(main())

@@ -81,5 +81,10 @@ def _one(cell: pd.Series) -> str:
     return f"{cell['ours']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 refused."""
+    return values.command("figure2", "figure2", __doc__, draw, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(values.command("figure2", "figure2", __doc__, draw))
+    sys.exit(main())

@@ -65,5 +65,10 @@ def text(arrays: dict, about: dict) -> str:
     return "\n".join(lines)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 refused."""
+    return pictures.command("figure4", __doc__, draw, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(pictures.command("figure4", __doc__, draw))
+    sys.exit(main())

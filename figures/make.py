@@ -11,9 +11,10 @@ nothing.  Arguments behind -- go to eval.run.
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
 from eval.benchmarks import ROOT
-from figures import capture, runs, settings, table4, timings
+from figures import capture, runs, settings, style, timings
 from visiondrop.errors import VisionDropError
 
 ROWS = {"table1": "table1", "table2": "table2", "table3": "table3", "figure2": "figure2", "figure6": "figure6",
@@ -32,20 +33,22 @@ NAMES = (
 
 def draw(name: str, args: argparse.Namespace) -> int:
     """Call the module that draws; exit code."""
-    shared = []
+    shared = ["--out", str(args.folder)] if args.folder else []
     for option in ("model", "protocol"):
-        if getattr(args, option) and (option == "model" or name in ROWS):
+        if getattr(args, option) and (name in ROWS or option == "model" and name in CAPTURED):
             shared += [f"--{option}", getattr(args, option)]
     if args.results and name in ROWS:
         shared += ["--results", *map(str, args.results)]
-    if name == "figure5":
-        return importlib.import_module("figures.figure5").main([])
-    if name == "table4":
-        return table4.main([])
-    if name.startswith("table"):
+    if name in CAPTURED:
+        shared += ["--data", str(capture_of(name, args))]
+    if name in ("table1", "table2", "table3"):
         return importlib.import_module("figures.tables").main([name[-1], *shared])
-    module = importlib.import_module(f"figures.{name.replace('-', '_')}")
-    return module.main(shared)
+    return importlib.import_module(f"figures.{name.replace('-', '_')}").main(shared)
+
+
+def capture_of(name: str, args: argparse.Namespace) -> Path:
+    """Where a figure's capture lies."""
+    return capture.file_of(name, args.model, args.folder or style.OUT)
 
 
 def prepare(name: str, args: argparse.Namespace) -> int:
@@ -59,10 +62,10 @@ def prepare(name: str, args: argparse.Namespace) -> int:
             else code
         )
     if name in CAPTURED:
-        given = [("--model", args.model), ("--device", args.device)]
+        given = [("--model", args.model), ("--device", args.device), ("--out", str(args.folder or ""))]
         given += [("--image", i) for i in args.image or []] + [("--question", q) for q in args.question or []]
         more = [x for pair in given if pair[1] for x in pair]
-        if not capture.file_of(name, args.model).is_file() or args.force:
+        if not capture_of(name, args).is_file() or args.force:
             folder = settings.variant("figure2", args.model)[0].models[0]
             if not args.model and not (ROOT / folder / "config.json").is_file():
                 print(
@@ -107,7 +110,7 @@ def total(names: list[str], args: argparse.Namespace) -> str:
     wanted = list(dict.fromkeys(ROWS[n] for n in names if n in ROWS))
     found = runs.plan_runs(wanted, args)
     lines = [runs.cost(found)]
-    missing = [n for n in names if n in CAPTURED and (args.force or not capture.file_of(n, args.model).is_file())]
+    missing = [n for n in names if n in CAPTURED and (args.force or not capture_of(n, args).is_file())]
     if missing:
         lines.append(f"  {', '.join(missing)}: a model's scores on up to 200 pictures, about 2 minutes on the testbed")
     for name, what in (("table4", "table4"), ("accuracy-time", "methods")):
@@ -126,6 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="+", choices=(*NAMES, "all"))
     runs.add_arguments(parser)
     parser.add_argument("--size", choices=timings.SIZES, help="of Table 4's timings; default: 7b on cuda, small on cpu")
+    parser.add_argument("--folder", type=Path, help="write there instead of results/tables and results/figures")
     parser.add_argument(
         "--image", action="append", help="Figures 1, 3, 4: picture files instead of the testbed's scenes"
     )

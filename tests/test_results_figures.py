@@ -20,6 +20,8 @@ from figures import (
     pictures,
     runs,
     settings,
+    tables,
+    timings,
     values,
 )
 from figures.accuracy_tokens import draw as draw_tokens
@@ -285,3 +287,16 @@ def test_own_pictures(probe, tmp_path, capsys):
         == 2
     )
     assert "none.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", make.NAMES)
+def test_every_name_draws_or_says_what_is_missing(name, tmp_path, monkeypatch, capsys):
+    """With no rows, captures or timings: tables have dashes, the plan's figure is drawn, all else is refused."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(timings, "FOLDER", tmp_path)
+    code = make.main([name, "--draw-only", "--folder", str(tmp_path)])
+    told = capsys.readouterr()
+    if name.startswith("table") or name == "figure5":
+        assert code == 0 and list(tmp_path.iterdir())
+    else:
+        assert code == 2 and "error: there " in told.err and not list(tmp_path.iterdir())
