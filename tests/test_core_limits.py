@@ -45,25 +45,26 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_stage_builds_an_attention_map():
+@pytest.mark.parametrize("images", [1, 5])
+def test_no_stage_builds_an_attention_map(images):
     """2,880 visual tokens enter the stack: inside a stage nothing exceeds heads x chunk x length."""
-    visual, text, chunk = 2880, 57, 256
+    visual, text, chunk, heads = 2880, 57, 64, 4
     model = models.native(LAYERS)
-    stack, heads = model.model, 4
-    shape = VisualShape(layers=LAYERS, patches=visual)
-    pruner = Pruner("visiondrop", 900, {"encoder": "off", "layers": (1, 2, 3)}, shape, LLAVA_7B, chunk=chunk)
+    shape = VisualShape(layers=LAYERS, patches=visual // images)
+    options = {"encoder": "off", "layers": (1, 2, 3)}
+    pruner = Pruner("visiondrop", 1000 // images, options, shape, LLAVA_7B, chunk=chunk)
     ordinals = torch.full((1, visual + text), -1)
-    ordinals[:, 35 : 35 + visual] = 0
+    ordinals[:, 35 : 35 + visual] = torch.arange(images).repeat_interleave(visual // images)
     hidden = torch.randn(1, visual + text, 128)
-    run = pruner.start(stack, hidden, None, None, None, Layout.build(ordinals, None, [Image(shape)]))
+    layout = Layout.build(ordinals, None, [Image(shape)] * images)
+    run = pruner.start(model.model, hidden, None, None, None, layout)
     assert isinstance(run, PrefillRun)
     run.enter(0, hidden)
     with Largest() as seen:
         run._prune(1)
     length = visual + text
-    assert seen.elements <= heads * chunk * length
-    assert seen.elements < heads * visual * length
-    assert run.width == pruner.plan.counts[1] + text
+    assert seen.elements <= heads * chunk * length < heads * visual * length
+    assert run.width == images * pruner.plan.counts[1] + text
 
 
 def test_scores_in_chunks_equal_the_map():

@@ -9,6 +9,7 @@ Both front-ends (our own `llava/` classes and the hooks on transformers' classes
     run.close()
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +27,9 @@ from .view import View
 
 @dataclass
 class Group:
-    """Images of one shape: they share a plan, so all their lengths agree at every layer.
+    """Images of one shape, at most one per row: they share a plan, so all their lengths agree at every layer.
+
+    Several images of a row are in several groups, so that no stage holds the row's states once per image.
 
     Attributes:
         plan: their plan; images: ordinals in the batch; rows: their rows; starts: coordinates of their first token.
@@ -128,11 +131,12 @@ class PrefillRun(_Run):
         return sorted((s, g.count) for g in self.groups for r, s in zip(g.rows, g.starts) if r == row)
 
     def _group(self, pruner, layout: Layout) -> list[Group]:
-        by_shape: dict = {}
+        alike, seen = {}, Counter()
         for ordinal, span in enumerate(layout.spans):
-            by_shape.setdefault(span.shape, []).append(ordinal)
+            seen[span.row, span.shape] += 1
+            alike.setdefault((span.shape, seen[span.row, span.shape]), []).append(ordinal)
         groups = []
-        for shape, images in by_shape.items():
+        for (shape, _), images in alike.items():
             spans = [layout.spans[i] for i in images]
             rows = [s.row for s in spans]
             plan = pruner.plan_for(shape)
