@@ -113,6 +113,7 @@ class PrunedCache(DynamicCache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last -tokens_to_remove tokens, which must have come after the prompt."""
+        tokens_to_remove = int(tokens_to_remove)  # assisted decoding counts on the device
         removed = -tokens_to_remove if tokens_to_remove <= 0 else self.logical - tokens_to_remove
         if removed <= 0:
             return
