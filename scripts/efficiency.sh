@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures how fast pruning is, with random weights; rows go to results/efficiency/, figures beside them.
 #
-#   bash scripts/efficiency.sh                # CPU, one thread: judged ratios, phases, memory (about 30 minutes)
+#   bash scripts/efficiency.sh                # CPU, one thread: judged ratios, phases, memory (about an hour)
 #   bash scripts/efficiency.sh gpu            # one CUDA card, 7B widths, bfloat16, batch 1 to 32, also with graphs
 #
 # More: python -m eval.efficiency --help
@@ -17,7 +17,7 @@ case "${1:-cpu}" in
 cpu)
     out=$folder/cpu.jsonl
     "$PYTHON" -m eval.efficiency goals --out "$out"
-    "$PYTHON" -m eval.efficiency sweep --methods none,stock,visiondrop,visionzip --tokens 64,128,192 --batch 1,4 --out "$out"
+    "$PYTHON" -m eval.efficiency sweep --methods none,stock,visiondrop,visionzip --tokens 64,192 --batch 1,4 --out "$out"
     "$PYTHON" -m eval.efficiency memory --out "$out"
     ;;
 gpu)
