@@ -387,9 +387,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(
-            f"error: {error.filename or 'a file'}: {reason(error)}; the answers stored so far are kept", file=sys.stderr
-        )
+        where = error.filename or "a file"
+        print(f"error: {where}: {reason(error)}; the answers stored so far are kept", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where this stopped", file=sys.stderr)
