@@ -176,11 +176,18 @@ class HubLlavaAdapter:
             )
         self.ids = ids if brings_images else None
 
-    def _layout(self, mask: Tensor | None, before: list[int] | int) -> Layout | None:
+    def _layout(self, mask: Tensor | None, cache) -> Layout | None:
+        """The images of this pass, or None where it brings none (a decoding step looks at no data)."""
         if self.ids is None:
             return None
+        new = self.ids.shape[1]
+        padded = mask is not None and mask.ndim == 2
+        if padded:
+            before = mask[:, :-new].sum(1).tolist()
+        else:
+            before = 0 if cache is None else cache.get_seq_length()
         ordinals, images = self._number(self.ids)
-        layout = Layout.build(ordinals, mask, images)
+        layout = Layout.build(ordinals, mask[:, -new:] if padded else None, images)
         self.pruner.place_prompt_ends(layout, self.ids, self.pixels, before)
         return layout
 
@@ -200,10 +207,7 @@ class HubLlavaAdapter:
         if cache is None and (module.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache(config=module.config)
         mask = kwargs.get("attention_mask")
-        padded = mask is not None and mask.ndim == 2
-        own = mask[:, -hidden.shape[1] :] if padded else None
-        past = 0 if cache is None else cache.get_seq_length()
-        layout = self._layout(own, mask[:, : -hidden.shape[1]].sum(1).tolist() if padded else past)
+        layout = self._layout(mask, cache)
         self.run = self.pruner.start(module, hidden, mask, kwargs.get("position_ids"), cache, layout)
         if self.run is None:
             return None
