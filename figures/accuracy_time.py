@@ -55,18 +55,8 @@ def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:
         )
         if mine.empty:
             continue
-        color, marker, line = style.METHODS[method]
         label = variant.entries[numbers[0]].label if method != "none" else "unpruned"
-        axis.errorbar(
-            mine["x"],
-            mine["ours"],
-            yerr=values.errors(mine),
-            color=color,
-            marker=marker,
-            linestyle=line,
-            elinewidth=0.7,
-            label=label,
-        )
+        values.curve(axis, mine, method, label)
         text += [
             f"{label:<22}{variant.entries[i].tokens:>7}{mine.loc[i, 'x']:>9.1f}{mine.loc[i, 'ours']:>9.2f}"
             for i in mine.index

@@ -32,18 +32,8 @@ def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:
         )
         if mine.empty:
             continue
-        color, marker, line = style.METHODS[method]
         label = variant.entries[numbers[0]].label
-        axis.errorbar(
-            mine["x"],
-            mine["ours"],
-            yerr=values.errors(mine),
-            color=color,
-            marker=marker,
-            linestyle=line,
-            elinewidth=0.7,
-            label=label,
-        )
+        values.curve(axis, mine, method, label)
     base = found.loc[values.of(lines, variant, lambda e: e.is_base)[0], "ours"]
     axis.axhline(base, color=style.BLACK, linestyle=":", linewidth=0.9, label="unpruned")
     axis.set_xscale("log", base=2)

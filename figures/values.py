@@ -43,6 +43,14 @@ def errors(frame: pd.DataFrame) -> np.ndarray:
     return np.nan_to_num(np.stack([frame["ours"] - frame["low"], frame["high"] - frame["ours"]])).clip(min=0)
 
 
+def curve(axis, mine: pd.DataFrame, method: str, label: str) -> None:
+    """One method's line with error bars: `mine` has columns x and ours, and what `errors` reads."""
+    color, marker, line = style.METHODS[method]
+    axis.errorbar(
+        mine["x"], mine["ours"], yerr=errors(mine), color=color, marker=marker, linestyle=line, elinewidth=0.7, label=label
+    )
+
+
 def numbers(lines: pd.DataFrame, values: pd.DataFrame, what: str) -> str:
     """The values as text."""
     labels = lines.groupby("entry").first()

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from .errors import VisionDropError
-from .flops import LLAVA_7B, ModelDims
+from .flops import ModelDims
 from .plan import Ledger, Plan, VisualShape
 from .pruner import CHUNK, Pruner
 from .registry import make_plan
@@ -134,4 +134,4 @@ def apply(
     return handle
 
 
-__all__ = ["LLAVA_7B", "Handle", "apply", "plan"]
+__all__ = ["Handle", "apply", "plan"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llava.constants import IMAGE_TOKEN_INDEX
 from visiondrop.arrange import Picture, by_shape, grids_of, tower_ids
 from visiondrop.errors import VisionDropError
-from visiondrop.layout import Image, Layout
+from visiondrop.layout import Image
 from visiondrop.plan import VisualShape
 
 from .anyres import describe_crops, is_anyres
@@ -263,10 +263,6 @@ class LlavaMetaForCausalLM:
         if needed:
             embeds = _place(embeds, ordinals, features)
         return Prompt(ids, mask, ordinals, embeds, accounts, new_labels if labels is not None else None)
-
-    def layout_of(self, ordinals: Tensor, mask: Tensor | None, images: list[Image]) -> Layout:
-        """Where the images of one pass stand."""
-        return Layout.build(ordinals, mask, images)
 
 
 def stack_images(images: Tensor | list[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from llava.constants import IMAGE_TOKEN_INDEX
 from visiondrop.cache import PrunedCache
 from visiondrop.errors import UnsupportedError, VisionDropError
+from visiondrop.layout import Layout
 
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from .modeling_llama import PrunedLlamaModel
@@ -121,7 +122,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if images is not None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             prompt = self.expand_prompt(input_ids, attention_mask, images, labels, past, image_sizes)
-            layout = self.layout_of(prompt.ordinals[:, past:], prompt.mask[:, past:], prompt.images)
+            layout = Layout.build(prompt.ordinals[:, past:], prompt.mask[:, past:], prompt.images)
             if self.pruner is not None:
                 self.pruner.place_prompt_ends(layout, prompt.ids[:, past:], images)
             inputs_embeds, attention_mask, labels = prompt.embeds[:, past:], prompt.mask, prompt.labels
@@ -241,7 +242,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         ordinals = torch.nn.functional.pad(ordinals, (0, tail.shape[1]), value=-1)
         mask = inputs.get("attention_mask")
         inputs["inputs_embeds"] = torch.cat([prompt_embeds[:, first:], tail], dim=1)
-        inputs["layout"] = self.layout_of(ordinals, None if mask is None else mask[:, first:], prompt_images)
+        inputs["layout"] = Layout.build(ordinals, None if mask is None else mask[:, first:], prompt_images)
         if self.pruner is not None:
             before = first if mask is None else mask[:, :first].sum(1).tolist()
             self.pruner.place_prompt_ends(inputs["layout"], None, None, before)
