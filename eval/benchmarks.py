@@ -51,7 +51,7 @@ class Benchmark:
     server: str | None = None
     model: str = "liuhaotian/llava-v1.5-7b"
     conversation: str = "vicuna_v1"
-    drawn: bool = False
+    drawn: str | None = None
 
     @property
     def default_model(self) -> str:

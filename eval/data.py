@@ -4,6 +4,7 @@ lmms-eval tries a missing data set five times and then fails from deep inside; h
 """
 
 import contextlib
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -66,8 +67,7 @@ def drawn(benchmark: Benchmark, runs: Path) -> Path | None:
     """Folder with the question sets of a benchmark that we draw ourselves, made below `runs`; None for the others."""
     if not benchmark.drawn:
         return None
-    from eval.testbed.sets import write_sets
-
+    write_sets = importlib.import_module(benchmark.drawn).write_sets
     return write_sets(runs / "data", tuple(source.config for source in benchmark.data)).parent.resolve()
 
 
