@@ -102,16 +102,16 @@ def draw_scene(split: str, index: int, grid: int = FULL_GRID) -> Scene:
     rng = scene_rng(split, index)
     side = grid * PATCH
     things = _place(rng, grid, _attributes(rng, int(rng.integers(*_COUNTS[grid], endpoint=True))))
-    canvas = Image.fromarray(_background(rng, split, side))
+    canvas = Image.fromarray(draw_background(rng, split, side))
     mask = Image.new("L", (side, side))
     draw, draw_mask = ImageDraw.Draw(canvas), ImageDraw.Draw(mask)
     for number, thing in enumerate(things):
         tint = tuple(int(v) for v in np.clip(np.array(COLORS[thing.color]) + rng.integers(-18, 19, 3), 0, 255))
-        _draw_shape(draw, thing, tint)
-        _draw_shape(draw_mask, thing, number + 1)
+        draw_shape(draw, thing, tint)
+        draw_shape(draw_mask, thing, number + 1)
         if thing.digit is not None:
-            _draw_digit(draw, thing)
-    return Scene(np.asarray(canvas), things, _patch_labels(np.asarray(mask), things, grid))
+            draw_digit(draw, thing)
+    return Scene(np.asarray(canvas), things, patch_labels(np.asarray(mask), things, grid))
 
 
 def _attributes(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
@@ -178,7 +178,7 @@ def _texture(split: str, number: int) -> np.ndarray:
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def _background(rng: np.random.Generator, split: str, side: int) -> np.ndarray:
+def draw_background(rng: np.random.Generator, split: str, side: int) -> np.ndarray:
     """A crop of one of the split's textures, perhaps mirrored, uint8 [side, side, 3]."""
     texture = _texture(split, int(rng.integers(_TEXTURES)))
     top, left = rng.integers(0, _TEXTURE_SIDE - side, 2)
@@ -207,7 +207,8 @@ def _outline(shape: str) -> np.ndarray:
     return np.array(corners[shape], float)
 
 
-def _draw_shape(draw: ImageDraw.ImageDraw, thing: Thing, fill) -> None:
+def draw_shape(draw: ImageDraw.ImageDraw, thing: Thing, fill) -> None:
+    """Fills the object's outline; its digit is drawn by `draw_digit`."""
     half = thing.side / 2
     if thing.shape == "circle":
         draw.ellipse((thing.x - half, thing.y - half, thing.x + half, thing.y + half), fill=fill)
@@ -216,7 +217,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, thing: Thing, fill) -> None:
         draw.polygon([tuple(p) for p in points], fill=fill)
 
 
-def _draw_digit(draw: ImageDraw.ImageDraw, thing: Thing) -> None:
+def draw_digit(draw: ImageDraw.ImageDraw, thing: Thing) -> None:
     """The digit in black or white, whichever stands out, its cells 0.09 of the object's side."""
     ink = (15, 15, 15) if sum(COLORS[thing.color]) > 380 else (250, 250, 250)
     cell = thing.side * 0.09
@@ -228,7 +229,7 @@ def _draw_digit(draw: ImageDraw.ImageDraw, thing: Thing) -> None:
                 draw.rectangle((round(x), round(y), round(x + cell) - 1, round(y + cell) - 1), fill=ink)
 
 
-def _patch_labels(mask: np.ndarray, things: tuple[Thing, ...], grid: int) -> PatchLabels:
+def patch_labels(mask: np.ndarray, things: tuple[Thing, ...], grid: int) -> PatchLabels:
     """Labels from the object mask (uint8 [side, side], object number + 1), read on every second pixel."""
     cells = mask[::2, ::2].reshape(grid, PATCH // 2, grid, PATCH // 2)
     cover = np.stack([(cells == number + 1).mean((1, 3)) for number in range(len(things))]).reshape(len(things), -1)
