@@ -101,9 +101,14 @@ def draw_scene(split: str, index: int, grid: int = FULL_GRID) -> Scene:
         raise VisionDropError(f"a grid of {grid} patches is not drawn: use one of {sorted(_COUNTS)}.")
     rng = scene_rng(split, index)
     side = grid * PATCH
-    things = _place(rng, grid, _attributes(rng, int(rng.integers(*_COUNTS[grid], endpoint=True))))
-    canvas = Image.fromarray(draw_background(rng, split, side))
-    mask = Image.new("L", (side, side))
+    things = _place(rng, grid, draw_attributes(rng, int(rng.integers(*_COUNTS[grid], endpoint=True))))
+    image, mask = paint_things(rng, draw_background(rng, split, side), things)
+    return Scene(image, things, patch_labels(mask, things, grid))
+
+
+def paint_things(rng: np.random.Generator, background: np.ndarray, things: tuple[Thing, ...]):
+    """Objects on a background (uint8 [side, side, 3]): the picture, and a mask of object numbers + 1 [side, side]."""
+    canvas, mask = Image.fromarray(background), Image.new("L", background.shape[1::-1])
     draw, draw_mask = ImageDraw.Draw(canvas), ImageDraw.Draw(mask)
     for number, thing in enumerate(things):
         tint = tuple(int(v) for v in np.clip(np.array(COLORS[thing.color]) + rng.integers(-18, 19, 3), 0, 255))
@@ -111,10 +116,10 @@ def draw_scene(split: str, index: int, grid: int = FULL_GRID) -> Scene:
         draw_shape(draw_mask, thing, number + 1)
         if thing.digit is not None:
             draw_digit(draw, thing)
-    return Scene(np.asarray(canvas), things, patch_labels(np.asarray(mask), things, grid))
+    return np.asarray(canvas), np.asarray(mask)
 
 
-def _attributes(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
+def draw_attributes(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
     """`count` different (colour, shape) pairs in which repeated colours and shapes are common."""
     pairs: list[tuple[int, int]] = []
     if rng.random() < _CROWD_SHARE:
@@ -156,13 +161,17 @@ def _place(rng: np.random.Generator, grid: int, pairs: list[tuple[int, int]]) ->
 
 @functools.lru_cache(maxsize=_TEXTURES * len(SPLITS))
 def _texture(split: str, number: int) -> np.ndarray:
-    """Texture `number` of a split, uint8 [480, 480, 3]: blurred colour noise, stripes, strokes and pixel noise."""
-    rng = scene_rng(split, number, purpose=2)
-    side = _TEXTURE_SIDE
-    coarse = rng.integers(60, 190, (8, 8, 3)).astype(np.uint8)
+    """Texture `number` of a split, uint8 [480, 480, 3]."""
+    return draw_texture(scene_rng(split, number, purpose=2), _TEXTURE_SIDE)
+
+
+def draw_texture(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Blurred colour noise, stripes, strokes and pixel noise, uint8 [side, side, 3]; as dense at any size."""
+    scale = side / _TEXTURE_SIDE
+    coarse = rng.integers(60, 190, (round(8 * scale), round(8 * scale), 3)).astype(np.uint8)
     canvas = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
-    for _ in range(70):
+    for _ in range(round(70 * scale**2)):
         x, y = rng.integers(0, side, 2)
         dx, dy = rng.integers(-60, 61, 2)
         color = tuple(int(v) for v in rng.integers(50, 200) + rng.integers(-25, 26, 3))
@@ -180,8 +189,12 @@ def _texture(split: str, number: int) -> np.ndarray:
 
 def draw_background(rng: np.random.Generator, split: str, side: int) -> np.ndarray:
     """A crop of one of the split's textures, perhaps mirrored, uint8 [side, side, 3]."""
-    texture = _texture(split, int(rng.integers(_TEXTURES)))
-    top, left = rng.integers(0, _TEXTURE_SIDE - side, 2)
+    return crop_texture(rng, _texture(split, int(rng.integers(_TEXTURES))), side)
+
+
+def crop_texture(rng: np.random.Generator, texture: np.ndarray, side: int) -> np.ndarray:
+    """A crop of a texture (uint8 [S, S, 3], S > side), perhaps mirrored, uint8 [side, side, 3]."""
+    top, left = rng.integers(0, len(texture) - side, 2)
     crop = texture[top : top + side, left : left + side]
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
