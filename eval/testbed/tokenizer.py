@@ -30,23 +30,26 @@ PREFIX = (IDS[BOS], IDS[SYSTEM], IDS["user:"])  # what stands before the image
 SUFFIX = (IDS["assistant:"],)
 
 
-def question_ids(text: str) -> list[int]:
+def question_ids(text: str, ids: dict[str, int] = IDS) -> list[int]:
     """Ids of what stands after the image: the words of the question and "assistant:"."""
-    return [IDS[word] for word in text.rstrip("?").lower().split()] + list(SUFFIX)
+    return [ids[word] for word in text.rstrip("?").lower().split()] + list(SUFFIX)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer that goes into the checkpoint; adds <s> in front as LLaMA's does, pads on the left."""
-    core = Tokenizer(WordLevel(IDS, unk_token=UNKNOWN))
+def build_tokenizer(ids: dict[str, int] = IDS, length: int = 2048) -> PreTrainedTokenizerFast:
+    """The tokenizer that goes into the checkpoint; adds <s> in front as LLaMA's does, pads on the left.
+
+    ids: numbers of the words, those of `IDS` and a sibling's own behind them; length: longest prompt.
+    """
+    core = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     sentence = Regex(
         r"A chat between a curious (user|human) and an artificial intelligence assistant\. .*? questions\."
     )
     core.normalizer = normalizers.Sequence([normalizers.Replace(sentence, f" {SYSTEM} "), normalizers.Lowercase()])
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s?.,]+"), behavior="removed")
     core.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, IDS[BOS])]
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, ids[BOS])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token=UNKNOWN, bos_token=BOS, eos_token=EOS, pad_token=PAD,
-        padding_side="left", model_max_length=2048, clean_up_tokenization_spaces=False,
+        padding_side="left", model_max_length=length, clean_up_tokenization_spaces=False,
     )  # fmt: skip
