@@ -6,13 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
-from eval.testbed.batches import Batches, Stage
+from eval.testbed.batches import Batches, Stage, normalise, thin_out
+from eval.testbed.course import begin_from, course_of
+from eval.testbed.export import export_checkpoint
 from eval.testbed.losses import compute_losses
-from eval.testbed.model import Layout, Sizes, _UnitRms, decode, init_heads, init_weights
+from eval.testbed.model import Layout, Sizes, _UnitRms, decode, decode_dropping, encode, init_heads, init_weights
+from eval.testbed.scenes import NO_COLOR
+from eval.testbed.tokenizer import PREFIX
 from eval.testbed.train import DEFAULT_CONFIG, Trainer, load_recipe
 from visiondrop.errors import VisionDropError
 
@@ -55,7 +60,7 @@ def gradients():
 @pytest.fixture(autouse=True)
 def short_validation(monkeypatch):
     """One batch of validation pictures instead of twelve, and a log line every other step."""
-    monkeypatch.setattr("eval.testbed.train.VALIDATION_IMAGES", 8)
+    monkeypatch.setattr("eval.testbed.course.VALIDATION_IMAGES", 8)
     monkeypatch.setattr("eval.testbed.train.LOG_EVERY", 2)
 
 
@@ -191,3 +196,57 @@ def test_the_written_out_backward_pass_of_the_norm_is_right():
     (ours,) = torch.autograd.grad(_UnitRms.apply(x, 1e-5), x, grad)
     (theirs,) = torch.autograd.grad(x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt(), x, grad)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)  # the length is kept in float32
+
+
+def test_thinned_out_batches_read_the_kept_tokens_at_their_positions():
+    """One sparse batch, by hand: the gathered features at the kept positions give the same states."""
+    sizes = Sizes(**TINY)
+    weights = init_weights(sizes, 0) | init_heads(sizes, 0)
+    stage = Stage("x", 24, 1, 2, questions=2, mix={"exist": 1}, bridge=0.0)
+    plain = Batches(stage, 0)[0]
+    seen = set()
+    for seed in range(8):
+        thin = thin_out(plain, np.random.default_rng(seed))
+        objects = plain.colors != NO_COLOR
+        assert 48 <= thin.kept.shape[1] <= 288 and (thin.kept.diff(dim=1) > 0).all()
+        if thin.kept.shape[1] > 1.2 * objects.sum(1).max():
+            shares = objects.gather(1, thin.kept).sum(1) / objects.sum(1)
+            assert (shares > 0.7).all()
+        features, _, _ = encode(weights, sizes, normalise(thin.pixels, torch.float32), thin.cells)
+        picked = torch.stack([row[index] for row, index in zip(features, thin.kept, strict=True)])
+        if thin.visual_positions.ndim == 1:  # numbered anew
+            seen.add("short")
+            layout = Layout(torch.tensor(PREFIX), thin.question_ids, torch.arange(3, 3 + thin.kept.shape[1]),
+                            3 + thin.kept.shape[1])  # fmt: skip
+            expected = decode(weights, sizes, picked, layout)[0]
+        else:
+            seen.add("long")
+            layout = Layout(torch.tensor(PREFIX), thin.question_ids, torch.arange(3, 579), 579)
+            expected = decode_dropping(weights, sizes, features, layout, [(0, thin.kept)])[0]
+        layout = Layout(torch.tensor(PREFIX), thin.question_ids, thin.visual_positions, thin.question_start)
+        torch.testing.assert_close(decode(weights, sizes, picked, layout)[0], expected, atol=1e-5, rtol=1e-4)
+    assert seen == {"short", "long"}
+
+
+def test_a_frozen_tower_gets_no_gradient():
+    sizes = Sizes(**TINY)
+    weights = {n: w.requires_grad_() for n, w in (init_weights(sizes, 0) | init_heads(sizes, 0)).items()}
+    stage = Stage("x", 8, 1, 2, questions=2, mix={"exist": 1}, bridge=0.0, frozen=True)
+    compute_losses(weights, sizes, Batches(stage, 0)[0], stage, torch.float32)[0].backward()
+    assert all(w.grad is None for n, w in weights.items() if "vision_tower" in n)
+    assert weights["model.mm_projector.0.weight"].grad is not None
+
+
+def test_a_recipe_may_begin_from_a_checkpoint_with_fewer_words(tmp_path):
+    sizes = Sizes(**TINY)
+    export_checkpoint(init_weights(sizes, 0), sizes, tmp_path / "start")
+    more = Sizes(**TINY, vocabulary=sizes.vocabulary + 3)
+    fresh = init_weights(more, 5)
+    begun = begin_from(fresh, tmp_path / "start")
+    start = init_weights(sizes, 0)
+    table = "model.embed_tokens.weight"
+    torch.testing.assert_close(begun[table][: sizes.vocabulary], start[table].half().float())
+    assert torch.equal(begun[table][sizes.vocabulary :], fresh[table][sizes.vocabulary :])
+    torch.testing.assert_close(begun["model.norm.weight"], start["model.norm.weight"])
+    with pytest.raises(VisionDropError, match="course"):
+        course_of("other")

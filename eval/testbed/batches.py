@@ -6,7 +6,7 @@ within a stage and differ between stages, so an interrupted run continues with t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ class Stage:
     place on every `long_every`-th step (three-hop questions are long, and the longest question sets the packed length);
     rate, end_rate: learning rate at the start (after `warmup` steps) and at the end, a straight line between;
     labels: weight of the patch-label and object-set losses; bridge: weight of the loss on the first hop's result;
-    depth: decoder layers that are run, 0 for all of them.
+    depth: decoder layers that are run, 0 for all of them; sparse: share of the steps in which the decoder gets only
+    some of the visual tokens (see `sparse_tokens`), as a pruned model does; frozen: the tower is not trained.
     """
 
     name: str
@@ -56,6 +57,8 @@ class Stage:
     labels: float = 1.0
     bridge: float = 0.3
     depth: int = 0
+    sparse: float = 0.0
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Batch:
     pixels uint8 [B, 3, side, side]; cells [V]; colors, shapes, digits [B, V]; objects float [B, 58]: which of the 48
     colour-shape pairs and 10 digits are in the picture; question_ids [B, Q, T]; answer_at [B, Q]: the place whose
     next token is the answer; answers, bridges [B, Q] (IGNORE where there is none); kinds [B, Q]: number in
-    TRAINING_KINDS; visual_positions [V] and question_start: see model.Layout.
+    TRAINING_KINDS; visual_positions and question_start: see model.Layout; kept [B, K]: raster numbers of the visual
+    tokens the decoder gets, ascending, None for all of them.
     """
 
     pixels: torch.Tensor
@@ -81,6 +85,7 @@ class Batch:
     kinds: torch.Tensor
     visual_positions: torch.Tensor
     question_start: int
+    kept: torch.Tensor | None = None
 
 
 class Batches(torch.utils.data.Dataset):
@@ -102,7 +107,30 @@ class Batches(torch.utils.data.Dataset):
         asked = [[_draw_from_mix(scene, mix, rng) for _ in range(stage.questions)] for scene in scenes]
         row, column = rng.integers(0, FULL_GRID - stage.grid + 1, 2)
         # windows are seen half the time at their places in the full picture and half the time as a short picture
-        return pack(scenes, asked, stage.grid, (int(row), int(column)), renumber=bool(rng.random() < 0.5))
+        batch = pack(scenes, asked, stage.grid, (int(row), int(column)), renumber=bool(rng.random() < 0.5))
+        return thin_out(batch, rng) if rng.random() < stage.sparse else batch
+
+
+def sparse_tokens(objects: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Visual tokens of a thinned-out batch, ascending, int64 [B, K]; objects: bool [B, V], patches of any object.
+
+    K is drawn between 48 and V / 2, small ones as often as large ones on a logarithmic scale. Nine in ten object
+    patches go first, then anything at random: no score of any pruning method is involved.
+    """
+    visual = objects.shape[1]
+    count = round(48 * (visual / 96) ** rng.random())
+    first = objects & (rng.random(objects.shape) < 0.9)
+    return np.sort(np.argsort(rng.random(objects.shape) - first, 1)[:, :count], 1)
+
+
+def thin_out(batch: Batch, rng: np.random.Generator) -> Batch:
+    """A batch of full pictures whose decoder gets `sparse_tokens`, at their own positions or numbered anew."""
+    kept = torch.from_numpy(sparse_tokens((batch.colors != NO_COLOR).numpy(), rng))
+    if rng.random() < 0.5:
+        return replace(batch, kept=kept, visual_positions=batch.visual_positions[kept])
+    count = kept.shape[1]
+    positions = len(PREFIX) + torch.arange(count)
+    return replace(batch, kept=kept, visual_positions=positions, question_start=len(PREFIX) + count)
 
 
 def _draw_from_mix(scene: Scene, mix: dict[str, float], rng: np.random.Generator) -> Question:

@@ -28,21 +28,28 @@ _TOWER_PREFIX = "model.vision_tower.vision_tower."
 _SIDE = FULL_GRID * PATCH
 
 
-def export_checkpoint(weights: Weights, sizes: Sizes, folder: Path) -> None:
-    """Saves the model into `folder` (made if missing); the readouts of the auxiliary losses are left out."""
+def export_checkpoint(
+    weights: Weights, sizes: Sizes, folder: Path, settings: dict | None = None, tower_inside: bool = False
+) -> None:
+    """Saves the model into `folder` (made if missing); the readouts of the auxiliary losses are left out.
+
+    settings: entries of config.json that are added or replaced; tower_inside: the tower's weights go into
+    model.safetensors, as in LLaVA 1.6, and its folder keeps only the two JSON files.
+    """
     folder = Path(folder)
     tower, model = {}, {}
     for name, value in weights.items():
         half = value.detach().to("cpu", torch.float16).contiguous()
-        if name.startswith(_TOWER_PREFIX):
+        if name.startswith(_TOWER_PREFIX) and not tower_inside:
             tower[name.removeprefix(_TOWER_PREFIX)] = half
         elif not name.startswith("aux."):
             model[name] = half
     try:
         (folder / TOWER_FOLDER).mkdir(parents=True, exist_ok=True)
         save_file(model, folder / "model.safetensors", {"format": "pt"})
-        save_file(tower, folder / TOWER_FOLDER / "model.safetensors", {"format": "pt"})
-        _write(folder / "config.json", _llava_config(sizes))
+        if tower:
+            save_file(tower, folder / TOWER_FOLDER / "model.safetensors", {"format": "pt"})
+        _write(folder / "config.json", _llava_config(sizes) | (settings or {}))
         _write(
             folder / "generation_config.json",
             {"bos_token_id": IDS[BOS], "eos_token_id": IDS[EOS], "pad_token_id": IDS[PAD]},

@@ -32,12 +32,15 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 def compute_losses(weights: Weights, sizes: Sizes, batch: Batch, stage: Stage, dtype: torch.dtype):
     """Total loss (a tensor with gradient), and plain numbers for the log: each loss, each share of right answers."""
     cast = {name: value.to(dtype) for name, value in weights.items()}
-    features, cls, attention = encode(cast, sizes, normalise(batch.pixels, dtype), batch.cells)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not stage.frozen):
+        features, cls, attention = encode(cast, sizes, normalise(batch.pixels, dtype), batch.cells)
     total, report = _label_losses(cast, features, cls, batch)
     attention = attention.float()
     report["cls_on_objects"] = (attention * (batch.colors != NO_COLOR)).sum() / attention.sum()
     total = total * stage.labels
     if stage.questions:
+        if batch.kept is not None:
+            features = features.gather(1, batch.kept[..., None].expand(-1, -1, features.shape[-1]))
         layout = Layout(
             torch.tensor(PREFIX, device=features.device),
             batch.question_ids,

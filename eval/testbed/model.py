@@ -50,7 +50,7 @@ class Layout:
     """How one batch is packed.
 
     prefix_ids: text before the image, int64 [p]; question_ids: int64 [B, Q, T], padded on the right;
-    visual_positions: RoPE positions of the visual tokens, int64 [V]; question_start: position of each question's
+    visual_positions: RoPE positions of the visual tokens, int64 [V], or [B, V] where they differ; question_start: position of each question's
     first token.
     """
 
@@ -206,11 +206,15 @@ def _embed(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layou
     visual = _linear(weights, "model.mm_projector.2", F.gelu(_linear(weights, "model.mm_projector.0", features)))
     before = table[layout.prefix_ids].expand(batch, -1, -1)
     x = torch.cat([before, visual, table[layout.question_ids.reshape(batch, -1)]], 1)
+    places = layout.visual_positions
+    rows = places.shape[:-1]
     positions = torch.cat([
-        torch.arange(before.shape[1], device=x.device), layout.visual_positions,
-        (layout.question_start + torch.arange(length, device=x.device)).repeat(questions),
-    ])  # fmt: skip
+        torch.arange(before.shape[1], device=x.device).expand(*rows, -1), places,
+        (layout.question_start + torch.arange(length, device=x.device)).repeat(questions).expand(*rows, -1),
+    ], -1)  # fmt: skip
     rope = rope_table(positions, sizes.width // sizes.heads, sizes.rope_theta, x.dtype)
+    if rows:  # one table per picture: [B, 1, S, head], the same for all heads
+        rope = tuple(table[:, None] for table in rope)
     mask = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu(1)
     return x, (before.shape[1] + visual.shape[1], questions, length), rope, mask
 
@@ -228,9 +232,9 @@ def _finish(weights: Weights, sizes: Sizes, x: torch.Tensor, shape) -> torch.Ten
 
 
 def rope_table(positions: torch.Tensor, head: int, theta: float, dtype: torch.dtype):
-    """Cosines and signed sines of LLaMA's rotary embedding, each [S, head]."""
+    """Cosines and signed sines of LLaMA's rotary embedding, each [*positions.shape, head]."""
     inverse = theta ** (-torch.arange(0, head, 2, device=positions.device).float() / head)
-    angles = positions.float()[:, None] * inverse
+    angles = positions.float()[..., None] * inverse
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 

@@ -1,6 +1,7 @@
-"""Trains the testbed model from scratch; step-based, resumable, on one CPU or one GPU.
+"""Trains the testbed model from scratch, or one of its siblings from it; step-based, resumable, on a CPU or a GPU.
 
     python -m eval.testbed.train --out runs/testbed                 # the schedule of configs/testbed/default.yaml
+    python -m eval.testbed.train --out runs/next --config configs/testbed/next.yaml
     python -m eval.testbed.train --out runs/testbed --steps 30000   # the same stages, longer; continues what is there
 
 `--out` holds state.pt (everything needed to go on), log.jsonl (one line per 50 steps and one per validation) and, at
@@ -24,26 +25,28 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from eval.testbed.batches import Batches, Stage, pack
-from eval.testbed.export import export_checkpoint
-from eval.testbed.losses import compute_losses, to_device
-from eval.testbed.model import Sizes, init_heads, init_weights
-from eval.testbed.questions import KINDS, draw_question
-from eval.testbed.scenes import FULL_GRID, draw_scene, scene_rng
+from eval.testbed.batches import Stage
+from eval.testbed.course import begin_from, course_of
+from eval.testbed.model import Sizes
 from visiondrop.errors import VisionDropError
 
 LOG_EVERY, SAVE_EVERY, VALIDATE_EVERY = 50, 200, 400
-VALIDATION_IMAGES, VALIDATION_START = 96, 500_000  # scenes of the validation split that no question set uses
-DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "testbed" / "default.yaml"
+ROOT = Path(__file__).parents[2]
+DEFAULT_CONFIG = ROOT / "configs" / "testbed" / "default.yaml"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training configuration: random seed, sizes of the model and the stages of the curriculum."""
+    """A training configuration: random seed, sizes of the model and the stages of the curriculum.
+
+    course: see eval.testbed.course; start: checkpoint folder to begin from, relative to the repository, or None.
+    """
 
     seed: int
     sizes: Sizes
     stages: tuple[Stage, ...]
+    course: str = "base"
+    start: str | None = None
 
 
 def load_recipe(path: Path, steps: int | None = None) -> Recipe:
@@ -52,16 +55,17 @@ def load_recipe(path: Path, steps: int | None = None) -> Recipe:
         raw = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise VisionDropError(f"cannot read the training configuration {path}: {error.strerror}.") from error
-    known = {"seed": int, "sizes": dict, "stages": list}
-    _check_keys(raw, known, path)
+    _check_keys(raw, {f.name for f in fields(Recipe)}, path)
+    course = raw.get("course", "base")
+    stage_class = course_of(course).stage_class
     for stage in raw["stages"]:
-        _check_keys(stage, {f.name for f in fields(Stage)}, path)
+        _check_keys(stage, {f.name for f in fields(stage_class)}, path)
     _check_keys(raw.get("sizes", {}), {f.name for f in fields(Sizes)}, path)
-    stages = tuple(Stage(**stage) for stage in raw["stages"])
+    stages = tuple(stage_class(**stage) for stage in raw["stages"])
     if steps is not None:
         factor = steps / sum(stage.steps for stage in stages)
         stages = tuple(replace(stage, steps=max(1, round(stage.steps * factor))) for stage in stages)
-    return Recipe(raw.get("seed", 0), Sizes(**raw.get("sizes", {})), stages)
+    return Recipe(raw.get("seed", 0), Sizes(**raw.get("sizes", {})), stages, course, raw.get("start"))
 
 
 def _check_keys(given: dict, known, path: Path) -> None:
@@ -76,7 +80,10 @@ class Trainer:
     def __init__(self, recipe: Recipe, out: Path, device: torch.device, dtype: torch.dtype, workers: int = 1) -> None:
         self.recipe, self.out, self.device, self.dtype, self.workers = recipe, Path(out), device, dtype, workers
         self.out.mkdir(parents=True, exist_ok=True)
-        weights = init_weights(recipe.sizes, recipe.seed) | init_heads(recipe.sizes, recipe.seed)
+        self.course = course_of(recipe.course)
+        weights = self.course.new_weights(recipe.sizes, recipe.seed)
+        if recipe.start is not None and not self.state_path.exists():
+            weights = begin_from(weights, ROOT / recipe.start)
         self.weights = {name: value.to(device).requires_grad_() for name, value in weights.items()}
         matrices = [value for value in self.weights.values() if value.ndim > 1]
         vectors = [value for value in self.weights.values() if value.ndim == 1]
@@ -110,7 +117,7 @@ class Trainer:
 
     def _run_stage(self, stage: Stage) -> bool:
         batches = torch.utils.data.DataLoader(
-            Batches(stage, self.stage), batch_size=None, sampler=range(self.step, stage.steps),
+            self.course.batches(stage, self.stage), batch_size=None, sampler=range(self.step, stage.steps),
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
         )  # fmt: skip
@@ -131,7 +138,7 @@ class Trainer:
                 bar.set_postfix({k: f"{means[k]:.2f}" for k in ("exist", "digit", "count", "hop2") if k in means})
                 sums = {}
             if stage.questions and (self.step % VALIDATE_EVERY == 0 or self.step == stage.steps):
-                self._log("validation", self.validate(stage.depth))
+                self._log("validation", self.validate(stage))
             if self.step % SAVE_EVERY == 0 or self.stopping:
                 self.save()
             if self.stopping:
@@ -139,7 +146,7 @@ class Trainer:
         return True
 
     def _update(self, stage: Stage, batch) -> tuple[float, dict[str, torch.Tensor]]:
-        loss, report = compute_losses(self.weights, self.recipe.sizes, to_device(batch, self.device), stage, self.dtype)
+        loss, report = self.course.losses(self.weights, self.recipe.sizes, batch, stage, self.dtype, self.device)
         if not bool(torch.isfinite(loss)):
             raise VisionDropError(
                 f"the loss became {float(loss)} at step {self.step} of stage {stage.name}: lower its rate."
@@ -155,22 +162,9 @@ class Trainer:
         return float(loss.detach()), report
 
     @torch.no_grad()
-    def validate(self, depth: int = 0) -> dict[str, float]:
-        """Accuracy per kind at the full 576 tokens on fresh scenes of the validation split, teacher-forced."""
-        right: dict[str, list[float]] = {}
-        stage = Stage("validation", FULL_GRID, 1, 8, questions=1, bridge=0.0, depth=depth)
-        for first in range(0, VALIDATION_IMAGES, stage.batch):
-            scenes = [draw_scene("validation", VALIDATION_START + first + i) for i in range(stage.batch)]
-            asked = []
-            for i, scene in enumerate(scenes):
-                rng = scene_rng("validation", VALIDATION_START + first + i, purpose=1)
-                drawn = [draw_question(kind, scene, rng) for kind in KINDS for _ in range(2)]
-                asked.append([question or draw_question("exist", scene, rng) for question in drawn])
-            batch = to_device(pack(scenes, asked, FULL_GRID, (0, 0), renumber=False), self.device)
-            _, report = compute_losses(self.weights, self.recipe.sizes, batch, stage, self.dtype)
-            for name, value in report.items():
-                right.setdefault(name, []).append(float(value))
-        return {name: sum(values) / len(values) for name, values in right.items()}
+    def validate(self, stage: Stage) -> dict[str, float]:
+        """Accuracy per kind at the full token count on fresh scenes of the validation split, teacher-forced."""
+        return self.course.validate(self.weights, self.recipe.sizes, stage, self.dtype, self.device)
 
     def save(self) -> None:
         """Writes state.pt in one move, so that a full disk or a kill leaves the older one."""
@@ -239,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         if not trainer.run():
             print(f"stopped at step {trainer.step} of stage {trainer.stage}; the same command goes on from there.")
             return 0
-        export_checkpoint(trainer.weights, trainer.recipe.sizes, args.out / "checkpoint")
+        trainer.course.export(trainer.weights, trainer.recipe.sizes, args.out / "checkpoint")
     except VisionDropError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
