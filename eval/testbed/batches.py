@@ -6,6 +6,7 @@ within a stage and differ between stages, so an interrupted run continues with t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from eval.testbed.scenes import (
     NO_SHAPE,
     SHAPES,
     Scene,
+    Thing,
     draw_scene,
     scene_rng,
 )
@@ -38,7 +40,7 @@ class Stage:
     grid: patches per side; questions: per image, 0 trains the tower alone; mix: share of each kind; long_mix takes its
     place on every `long_every`-th step (three-hop questions are long, and the longest question sets the packed length);
     rate, end_rate: learning rate at the start (after `warmup` steps) and at the end, a straight line between;
-    labels: weight of the patch-label and object-set losses; bridge: weight of the loss on the first hop's result;
+    labels: weight of the patch-label and object-set losses; bridge: weight of the losses on the hops' results;
     depth: decoder layers that are run, 0 for all of them; sparse: share of the steps in which the decoder gets only
     some of the visual tokens (see `sparse_tokens`), as a pruned model does; frozen: the tower is not trained.
     """
@@ -67,7 +69,8 @@ class Batch:
 
     pixels uint8 [B, 3, side, side]; cells [V]; colors, shapes, digits [B, V]; objects float [B, 58]: which of the 48
     colour-shape pairs and 10 digits are in the picture; question_ids [B, Q, T]; answer_at [B, Q]: the place whose
-    next token is the answer; answers, bridges [B, Q] (IGNORE where there is none); kinds [B, Q]: number in
+    next token is the answer; answers [B, Q]; bridges [B, Q, 2]: the words that the
+    first and the second hop lead to (IGNORE where there is none); kinds [B, Q]: number in
     TRAINING_KINDS; visual_positions and question_start: see model.Layout; kept [B, K]: raster numbers of the visual
     tokens the decoder gets, ascending, None for all of them.
     """
@@ -156,33 +159,37 @@ def pack(scenes: list[Scene], asked: list[list[Question]], grid: int, corner: tu
         colors=torch.from_numpy(np.stack([s.labels.colors for s in scenes])),
         shapes=torch.from_numpy(np.stack([s.labels.shapes for s in scenes])),
         digits=torch.from_numpy(np.stack([s.labels.digits for s in scenes])),
-        objects=torch.from_numpy(np.stack([_object_set(s) for s in scenes])),
-        **_pack_questions(asked),
+        objects=torch.from_numpy(np.stack([object_set(s.things) for s in scenes])),
+        **pack_questions(asked),
         visual_positions=torch.from_numpy(positions),
         question_start=len(PREFIX) + (grid * grid if short else FULL_GRID * FULL_GRID),
     )
 
 
-def _pack_questions(asked: list[list[Question]]) -> dict[str, torch.Tensor]:
+def pack_questions(asked: list[list[Question]]) -> dict[str, torch.Tensor]:
+    """The question fields of a `Batch`."""
     words = [[question_ids(question.text) for question in row] for row in asked]
     shape = (len(asked), len(asked[0]))
     length = 1 + max((len(ids) for row in words for ids in row), default=0)
     ids = torch.full((*shape, length), IDS[PAD])
-    place, answers, bridges, kinds = (torch.full(shape, IGNORE) for _ in range(4))
+    place, answers, kinds = (torch.full(shape, IGNORE) for _ in range(3))
+    bridges = torch.full((*shape, 2), IGNORE)
     for i, row in enumerate(asked):
         for j, question in enumerate(row):
             text = words[i][j]
             ids[i, j, : len(text) + 1] = torch.tensor([*text, IDS[question.answer]])
             place[i, j] = len(text) - 1
             answers[i, j] = IDS[question.answer]
-            bridges[i, j] = IDS.get(question.bridge, IGNORE)
+            for hop, word in enumerate(question.bridges):
+                bridges[i, j, hop] = IDS[word]
             kinds[i, j] = TRAINING_KINDS.index(question.kind)
     return {"question_ids": ids, "answer_at": place, "answers": answers, "bridges": bridges, "kinds": kinds}
 
 
-def _object_set(scene: Scene) -> np.ndarray:
+def object_set(things: Sequence[Thing]) -> np.ndarray:
+    """Which of the 48 colour-shape pairs and 10 digits are among some objects, float32 [58]."""
     present = np.zeros(NO_COLOR * NO_SHAPE + NO_DIGIT, np.float32)
-    for thing in scene.things:
+    for thing in things:
         present[COLOR_NAMES.index(thing.color) * NO_SHAPE + SHAPES.index(thing.shape)] = 1
         if thing.digit is not None:
             present[NO_COLOR * NO_SHAPE + thing.digit] = 1

@@ -4,7 +4,8 @@
 * patches: colour, shape and digit of every patch, read linearly from the tower's features;
 * objects: which objects and digits the picture holds, read linearly from the [CLS] state (this is what makes [CLS]
   attend to objects; CLIP's contrastive loss has the same effect with captions);
-* bridge: for two and three hops, the first hop's result through the final norm and lm_head half-way up the decoder.
+* bridge: for two and three hops, the first hop's result through the final norm and lm_head half-way up the decoder,
+  and for three hops the second hop's result at three quarters.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def compute_losses(weights: Weights, sizes: Sizes, batch: Batch, stage: Stage, d
             batch.visual_positions,
             batch.question_start,
         )
-        states, middle = decode(cast, sizes, features, layout, sizes.layers // 2 if stage.bridge else 0, stage.depth)
-        loss, more = _answer_losses(cast, states, middle, batch, stage.bridge)
+        probes = (sizes.layers // 2, sizes.layers * 3 // 4) if stage.bridge else ()
+        states, middle = decode(cast, sizes, features, layout, probes, stage.depth)
+        loss, more = answer_losses(cast, states, middle, batch, stage.bridge)
         total, report = total + loss, report | more
     return total, {name: value.detach() for name, value in report.items()}
 
@@ -71,7 +73,8 @@ def _label_losses(weights: Weights, features: torch.Tensor, cls: torch.Tensor, b
     return total + _OBJECTS_WEIGHT * objects, report
 
 
-def _answer_losses(weights: Weights, states: torch.Tensor, middle: torch.Tensor | None, batch: Batch, bridge: float):
+def answer_losses(weights: Weights, states: torch.Tensor, middle: list[torch.Tensor], batch: Batch, bridge: float):
+    """Losses of the answers from the states of `decode`, and plain numbers: each loss, right answers by kind."""
     head = weights["lm_head.weight"]
     rows = batch.answer_at[..., None, None].expand(-1, -1, 1, states.shape[-1])
     logits = (states.gather(2, rows)[:, :, 0] @ head.T).float()
@@ -79,10 +82,12 @@ def _answer_losses(weights: Weights, states: torch.Tensor, middle: torch.Tensor 
     ends = (states.gather(2, rows + 1)[:, :, 0] @ head.T).float()
     total = answer + _END_WEIGHT * F.cross_entropy(ends.flatten(0, 1), torch.full_like(batch.answers, END_ID).flatten())
     report = {"answer_loss": answer}
-    if bridge and bool((batch.bridges != IGNORE).any()):
-        early = (middle.gather(2, rows)[:, :, 0] @ head.T).float().flatten(0, 1)
-        report["bridge_loss"] = F.cross_entropy(early, batch.bridges.flatten(), ignore_index=IGNORE)
-        total = total + bridge * report["bridge_loss"]
+    for hop, early in enumerate(middle if bridge else ()):
+        words = batch.bridges[..., hop].flatten()
+        if bool((words != IGNORE).any()):
+            logits_early = (early.gather(2, rows)[:, :, 0] @ head.T).float().flatten(0, 1)
+            report[f"bridge{hop + 1}_loss"] = F.cross_entropy(logits_early, words, ignore_index=IGNORE)
+            total = total + bridge * report[f"bridge{hop + 1}_loss"]
     right = logits.argmax(-1) == batch.answers
     for number, kind in enumerate(TRAINING_KINDS):
         asked = batch.kinds == number

@@ -163,19 +163,19 @@ def encode(weights: Weights, sizes: Sizes, pixels: torch.Tensor, cells: torch.Te
     return x[:, 1:], x[:, 0], attention[:, :, 0, 1:].mean(1)
 
 
-def decode(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layout, probe: int = 0, depth: int = 0):
+def decode(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layout, probes=(), depth: int = 0):
     """Projector and decoder over packed questions.
 
     features: [B, V, D]; depth: how many layers are run, 0 for all. Returns the normed final states of the question
-    tokens [B, Q, T, D], and, when probe > 0, the normed states after `probe` layers as well (else None).
+    tokens [B, Q, T, D], and a list of the normed states after each number of layers in `probes`, ascending.
     """
     x, shape, rope, mask = _embed(weights, sizes, features, layout)
-    middle = None
+    middle = []
     depth = depth or sizes.layers
     for layer in range(depth):
         x = _decoder_layer(weights, sizes, layer, x, shape, rope, mask, layer == depth - 1)
-        if layer + 1 == probe:
-            middle = _finish(weights, sizes, x if layer == depth - 1 else x[:, shape[0] :], shape)
+        if layer + 1 in probes:
+            middle.append(_finish(weights, sizes, x if layer == depth - 1 else x[:, shape[0] :], shape))
     return _finish(weights, sizes, x, shape), middle
 
 

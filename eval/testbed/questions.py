@@ -35,14 +35,14 @@ class Question:
     """A question and its one-word answer.
 
     things: the objects (numbers in the scene) that must be seen, one tuple per hop, in the order of reasoning;
-    bridge: the word found on the way (the shared colour or shape of the first hop), "" when there is no second hop.
+    bridges: the words found on the way, one per hop but the last: the colour or shape that leads to the next object.
     """
 
     kind: str
     text: str
     answer: str
     things: tuple[tuple[int, ...], ...]
-    bridge: str = ""
+    bridges: tuple[str, ...] = ()
     hard: bool = False
 
 
@@ -163,7 +163,7 @@ def _two_hops(things: tuple[Thing, ...]) -> list[Question]:
                 continue
             for word, answer in _targets(things, end, link):
                 text = f"What {word} has the same {link} as the {ref}?"
-                found.append(Question("hop2", text, answer, ((number,), (end,)), getattr(things[number], link)))
+                found.append(Question("hop2", text, answer, ((number,), (end,)), (getattr(things[number], link),)))
     return found
 
 
@@ -178,7 +178,8 @@ def _three_hops(things: tuple[Thing, ...]) -> list[Question]:
             for word, answer in _targets(things, end, second):
                 text = f"What {word} has the same {second} as the object with the same {first} as the {ref}?"
                 hops = ((number,), (middle,), (end,))
-                found.append(Question("hop3", text, answer, hops, getattr(things[number], first)))
+                bridges = (getattr(things[number], first), getattr(things[middle], second))
+                found.append(Question("hop3", text, answer, hops, bridges))
     return found
 
 
