@@ -16,7 +16,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from eval.testbed.scenes import VERSION, Scene, draw_scene, scene_rng
 from visiondrop.errors import VisionDropError
 
 DATASET = "visiondrop-testbed"
-QUESTIONS_PER_IMAGE = 4
 
 
 @dataclass(frozen=True)
@@ -47,21 +46,44 @@ SETS = {
 }
 
 
-def draw_set(name: str, kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[int, Scene, list[Question]]]:
+@dataclass(frozen=True)
+class Family:
+    """The question sets of one testbed: the base one here, a sibling's in its own package.
+
+    dataset: folder of the data set; version: of its scenes; note: a sentence for the folder's README; draw, rng: a
+    scene by (split, index), and its generator by (split, index, purpose); per_image: most questions about a picture.
+    """
+
+    dataset: str
+    version: int
+    note: str
+    sets: dict[str, SetSpec]
+    kinds: tuple[str, ...]
+    draw: Callable[[str, int], Scene]
+    rng: Callable[[str, int, int], np.random.Generator]
+    per_image: int = 4
+
+
+TESTBED = Family(
+    DATASET, VERSION, "Question sets of the VisionDrop testbed", SETS, KINDS, draw_scene, scene_rng
+)  # fmt: skip
+
+
+def draw_set(name: str, family: Family = TESTBED) -> Iterator[tuple[int, Scene, list[Question]]]:
     """(scene index, scene, its questions) of a set, in order; the same for every call."""
-    if name not in SETS:
-        raise VisionDropError(f"unknown question set {name!r}: use one of {', '.join(SETS)}.")
-    spec = SETS[name]
+    if name not in family.sets:
+        raise VisionDropError(f"unknown question set {name!r}: use one of {', '.join(family.sets)}.")
+    spec, kinds = family.sets[name], family.kinds
     wanted = {kind: spec.questions // len(kinds) + (i < spec.questions % len(kinds)) for i, kind in enumerate(kinds)}
     seen: Counter = Counter()
     index = spec.first_scene
     while any(wanted.values()):
-        scene, rng = draw_scene(spec.split, index), scene_rng(spec.split, index, purpose=1)
+        scene, rng = family.draw(spec.split, index), family.rng(spec.split, index, 1)
         asked: list[Question] = []
         # the kinds that lack most questions first, so that rare ones are not left to the end
         for kind in sorted(kinds, key=lambda kind: -wanted[kind]):
             question = (
-                draw_question(kind, scene, rng, seen) if wanted[kind] and len(asked) < QUESTIONS_PER_IMAGE else None
+                draw_question(kind, scene, rng, seen) if wanted[kind] and len(asked) < family.per_image else None
             )
             if question is not None:
                 asked.append(question)
@@ -72,21 +94,21 @@ def draw_set(name: str, kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[int, S
         index += 1
 
 
-def rows_of(name: str) -> Iterator[dict]:
+def rows_of(name: str, family: Family = TESTBED) -> Iterator[dict]:
     """Rows of a set.
 
-    `object_patches` and `needed_patches` are raster numbers 0..575 of the patches that show any object, or an object
+    `object_patches` and `needed_patches` are numbers (raster order) of the visual tokens that show any object, or an object
     the question is about (for oracles and figures; no method may read them).
     """
     number = 0
-    for index, scene, asked in draw_set(name):
+    for index, scene, asked in draw_set(name, family):
         owner = scene.labels.things
         for question in asked:
             needed = sorted({thing for hop in question.things for thing in hop})
             yield {
                 "question_id": f"{name}-{number:05d}",
                 "image_id": f"{name}-{index:06d}",
-                "split": SETS[name].split,
+                "split": family.sets[name].split,
                 "scene": index,
                 "question": question.text,
                 "answer": question.answer,
@@ -98,11 +120,13 @@ def rows_of(name: str) -> Iterator[dict]:
             number += 1
 
 
-def write_sets(folder: Path, names: tuple[str, ...] = tuple(SETS), progress: bool = True) -> Path:
-    """Writes the sets below folder/visiondrop-testbed and returns that; a finished set of this version is kept."""
+def write_sets(
+    folder: Path, names: tuple[str, ...] | None = None, progress: bool = True, family: Family = TESTBED
+) -> Path:
+    """Writes sets (default: all) below folder/<dataset> and returns that; a finished set of this version is kept."""
     from datasets import Dataset, Features, Sequence, Value
 
-    home = Path(folder) / DATASET
+    home = Path(folder) / family.dataset
     text, patches = Value("string"), Sequence(Value("int64"))
     features = Features({
         "question_id": text, "image_id": text, "split": text, "scene": Value("int64"),
@@ -110,18 +134,18 @@ def write_sets(folder: Path, names: tuple[str, ...] = tuple(SETS), progress: boo
         "hard": Value("bool"), "object_patches": patches, "needed_patches": patches,
     })  # fmt: skip
     try:
-        for name in names:
-            target = home / name / f"test-v{VERSION}.parquet"
+        for name in family.sets if names is None else names:
+            target = home / name / f"test-v{family.version}.parquet"
             if target.exists():
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            rows = rows_of(name)
+            rows = rows_of(name, family)
             if progress:
-                rows = tqdm(rows, total=SETS[name].questions, desc=f"drawing {name}", mininterval=2)
+                rows = tqdm(rows, total=family.sets[name].questions, desc=f"drawing {name}", mininterval=2)
             unfinished = target.with_suffix(".new")
             Dataset.from_list(list(rows), features=features).to_parquet(str(unfinished))
             unfinished.replace(target)
-        (home / "README.md").write_text(_card(home))
+        (home / "README.md").write_text(_card(home, family))
     except OSError as error:
         raise VisionDropError(
             f"cannot write the question sets to {home}: {error.strerror or error}; free space and start again."
@@ -129,32 +153,32 @@ def write_sets(folder: Path, names: tuple[str, ...] = tuple(SETS), progress: boo
     return home
 
 
-def _card(home: Path) -> str:
+def _card(home: Path, family: Family) -> str:
     """The README that tells `datasets` which sets are there."""
-    there = sorted(path.relative_to(home) for path in home.glob(f"*/test-v{VERSION}.parquet"))
+    there = sorted(path.relative_to(home) for path in home.glob(f"*/test-v{family.version}.parquet"))
     entries = "".join(
         f"  - config_name: {p.parent}\n    data_files:\n      - {{split: test, path: {p}}}\n" for p in there
     )
-    note = f"Question sets of the VisionDrop testbed, version {VERSION}. A stand-in, not a public benchmark."
+    note = f"{family.note}, version {family.version}. A stand-in, not a public benchmark."
     return f"---\nconfigs:\n{entries}---\n{note}\n"
 
 
-def digest(name: str) -> str:
+def digest(name: str, family: Family = TESTBED) -> str:
     """First 16 hex digits of SHA-256 over a set's pixels, questions and answers, independent of the file format."""
     total = hashlib.sha256()
-    for _, scene, asked in draw_set(name):
+    for _, scene, asked in draw_set(name, family):
         total.update(scene.image.tobytes())
         total.update(json.dumps([[q.kind, q.text, q.answer] for q in asked]).encode())
     return total.hexdigest()[:16]
 
 
-def chance_levels(name: str) -> dict[str, float]:
+def chance_levels(name: str, family: Family = TESTBED) -> dict[str, float]:
     """Share of right answers, per kind, of the best guesser that reads the question's form but sees nothing.
 
     For each beginning of a question ("What shape", "Is there") it always gives that form's most frequent answer.
     """
     forms: dict[tuple[str, str], Counter] = {}
-    for _, _, asked in draw_set(name):
+    for _, _, asked in draw_set(name, family):
         for question in asked:
             form = (question.kind, " ".join(question.text.split()[:2]))
             forms.setdefault(form, Counter())[question.answer] += 1
@@ -165,24 +189,24 @@ def chance_levels(name: str) -> dict[str, float]:
     return {kind: right[kind] / total[kind] for kind in total}
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, family: Family = TESTBED) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         description="Write the testbed's question sets, or print what chance gives on them."
     )
-    parser.add_argument("--out", type=Path, help="folder that will hold visiondrop-testbed/")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), help="which sets")
+    parser.add_argument("--out", type=Path, help=f"folder that will hold {family.dataset}/")
+    parser.add_argument("--sets", nargs="+", default=list(family.sets), help="which sets")
     parser.add_argument("--chance", action="store_true", help="print chance levels and digests as JSON")
     args = parser.parse_args(argv)
     try:
         if args.out is None and not args.chance:
             raise VisionDropError("nothing to do: give --out FOLDER or --chance.")
         if args.out is not None:
-            print(write_sets(args.out, tuple(args.sets)))
+            print(write_sets(args.out, tuple(args.sets), family=family))
         if args.chance:
             print(
                 json.dumps(
-                    {name: {"digest": digest(name), "chance": chance_levels(name)} for name in args.sets}, indent=1
+                    {name: {"digest": digest(name, family), "chance": chance_levels(name, family)} for name in args.sets}, indent=1
                 )
             )
     except VisionDropError as error:

@@ -18,8 +18,6 @@ from eval.testbed.questions import Question, draw_question
 from eval.testbed.scenes import NO_COLOR, Scene
 from eval.testbed.tokenizer import PREFIX
 
-KINDS = ("exist", "color", "shape", "count", "digit", "hop2")
-
 
 @dataclass(frozen=True)
 class NextStage(Stage):

@@ -13,8 +13,9 @@ from eval.testbed.batches import Batch, normalise
 from eval.testbed.export import export_checkpoint
 from eval.testbed.losses import answer_losses, compute_losses, to_device
 from eval.testbed.model import Layout, Sizes, Weights, decode, encode, init_heads, init_weights
-from eval.testbed.next.batches import KINDS, NextBatches, NextStage, pack
+from eval.testbed.next.batches import NextBatches, NextStage, pack
 from eval.testbed.next.scenes import SIDE, draw_scene, scene_rng
+from eval.testbed.next.sets import KINDS
 from eval.testbed.next.views import TOKENS, line_up
 from eval.testbed.questions import draw_question
 from eval.testbed.tokenizer import PREFIX

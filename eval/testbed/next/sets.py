@@ -1,0 +1,36 @@
+"""The NeXT-style sibling's question sets, written as those of the base testbed (see eval.testbed.sets).
+
+    python -m eval.testbed.next.sets --out data        # data/visiondrop-testbed-next/{validation,test,quick}/
+    python -m eval.testbed.next.sets --chance          # chance levels of every kind, and the sets' digests
+
+`object_patches` and `needed_patches` count the 2,880 tokens of layout fixed-2880: base view, then the crops' canvas.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from eval.testbed import sets
+from eval.testbed.next.scenes import VERSION, draw_scene, scene_rng
+from eval.testbed.sets import Family, SetSpec
+
+KINDS = ("exist", "color", "shape", "count", "digit", "hop2")
+SETS = {
+    "validation": SetSpec("validation", 0, 720),
+    "test": SetSpec("test", 0, 720),
+    "quick": SetSpec("test", 100_000, 96),
+}
+FAMILY = Family(
+    "visiondrop-testbed-next", VERSION, "Question sets of VisionDrop's NeXT-style testbed", SETS, KINDS,
+    draw_scene, scene_rng,
+)  # fmt: skip
+
+draw_set = partial(sets.draw_set, family=FAMILY)
+write_sets = partial(sets.write_sets, family=FAMILY)
+digest = partial(sets.digest, family=FAMILY)
+chance_levels = partial(sets.chance_levels, family=FAMILY)
+main = partial(sets.main, family=FAMILY)
+
+if __name__ == "__main__":
+    sys.exit(main())
