@@ -65,7 +65,7 @@ def _video_llava_config(sizes: Sizes) -> dict:
         "mm_image_tower": TOWER_FOLDER, "mm_video_tower": TOWER_FOLDER, "mm_hidden_size": sizes.vision_width,
         "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
         "mm_use_im_start_end": False, "mm_use_im_patch_token": False, "image_aspect_ratio": "pad",
-        "tokenizer_model_max_length": CONTEXT,
+        "tokenizer_model_max_length": CONTEXT, "max_sequence_length": CONTEXT,
     }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from eval.testbed.video.scenes import VERSION, Clip, clip_rng, draw_clip
 from visiondrop.errors import VisionDropError
 
 DATASET = "visiondrop-testbed-video"
+DIGESTS = Path(__file__).with_name("digests.json")
 SETS = {
     "validation": SetSpec("validation", 0, 300),
     "test": SetSpec("test", 0, 600),
