@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from functools import partial
 
+from PIL import Image
+
 from eval.testbed import sets
 from eval.testbed.next.scenes import VERSION, draw_scene, scene_rng
 from eval.testbed.sets import Family, SetSpec
@@ -31,6 +33,12 @@ write_sets = partial(sets.write_sets, family=FAMILY)
 digest = partial(sets.digest, family=FAMILY)
 chance_levels = partial(sets.chance_levels, family=FAMILY)
 main = partial(sets.main, family=FAMILY)
+
+
+def doc_to_visual(doc: dict) -> list:
+    """The picture of one row for lmms-eval, drawn here, as a list of one PIL image."""
+    return [Image.fromarray(draw_scene(doc["split"], doc["scene"]).image)]
+
 
 if __name__ == "__main__":
     sys.exit(main())
