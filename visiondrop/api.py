@@ -1,5 +1,6 @@
 """The public calls: `plan` before any model, `apply` on a model, and the handle it returns."""
 
+import logging
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from .pruner import CHUNK, Pruner
 from .registry import make_plan
 from .report import Report
 
+logger = logging.getLogger(__name__)
 
 def plan(
     method: str = "visiondrop",
@@ -93,6 +95,7 @@ def apply(
     report: bool = False,
     chunk: int = CHUNK,
     fused: bool = False,
+    compile: bool = False,
     options: dict[str, Any] | None = None,
     **more: Any,
 ) -> Handle:
@@ -106,6 +109,9 @@ def apply(
         report: record what every stage keeps in `handle.report`.
         chunk: visual query rows scored at once; memory of a stage is heads x chunk x length.
         fused: score without any map where triton and a CUDA card allow it (`visiondrop.fused`).
+        compile: `generate` runs greedy answers with static shapes, as CUDA graphs or, on the CPU, with the decoder's layers
+            through torch.compile: the same answers, made once per batch size and length.  What has no static shape, and
+            a machine without a compiler, runs as ever; one sentence is logged.  For our `llava` class.
         options, more: the method's own options, e.g. `score="text"`, `merge="off"`.
 
     Returns:
@@ -124,6 +130,8 @@ def apply(
         previous.remove()
     handle = Handle(model, pruner, None)
     undo = adapter.attach(pruner)
+    if compile:
+        _compile(adapter)
 
     def detach() -> None:
         undo()
@@ -132,6 +140,18 @@ def apply(
     handle._detach = detach
     model.__dict__["_visiondrop_handle"] = handle
     return handle
+
+
+def _compile(adapter) -> None:
+    """Switch static shapes on where the model's class has them."""
+    if hasattr(adapter, "compile"):
+        adapter.compile()
+    else:
+        name = type(adapter.model).__name__
+        logger.warning(
+            f"compile: {name} is pruned through hooks, which cannot be compiled, so it runs eagerly, with the same "
+            "answers (load the checkpoint with llava.model.builder for static shapes)"
+        )
 
 
 __all__ = ["Handle", "apply", "plan"]

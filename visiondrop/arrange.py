@@ -79,7 +79,9 @@ def sequence_order(ids: Tensor, dominant: int, patches: int, grids: Sequence[tup
     at = torch.arange(units * rows, device=ids.device).view(1, units, rows).expand(images, -1, -1)
     if grids is None:
         return at.flatten(1)
-    columns = torch.tensor([w for w, _ in grids], device=ids.device).view(-1, 1, 1)
+    widths = [w for w, _ in grids]
+    # A number where one will do: nothing is then copied from the host, and the stage can be captured in a graph.
+    columns = widths[0] if len(set(widths)) == 1 else torch.tensor(widths, device=ids.device).view(-1, 1, 1)
     canvas = units * patches  # larger than any place on the canvas
     key = at + rows + 2 * canvas  # contextual rows: last, tile by tile
     unit = torch.arange(units, device=ids.device).view(1, -1, 1)
@@ -146,9 +148,9 @@ def packed_ids(grid: tuple[int, int] | None, side: int, rows: range, columns: ra
     return torch.cat([base, canvas.flatten()])
 
 
-def tower_ids(units: int, patches: int, cls: bool) -> Tensor:
+def tower_ids(units: int, patches: int, cls: bool, device: torch.device | None = None) -> Tensor:
     """[units * (patches + cls)] ids of all rows a tower returns, unit after unit, [CLS] first where there is one."""
-    ids = torch.arange(units * patches).view(units, patches)
+    ids = torch.arange(units * patches, device=device).view(units, patches)
     if cls:
-        ids = torch.cat([-1 - torch.arange(units)[:, None], ids], dim=1)
+        ids = torch.cat([-1 - torch.arange(units, device=device)[:, None], ids], dim=1)
     return ids.flatten()

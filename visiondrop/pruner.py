@@ -103,7 +103,7 @@ class Pruner:
         value = value.reshape(len(images), -1, value.shape[-1])
         if units == 1 and not self.record:
             return value, None
-        ids = tower_ids(units, shape.patches, shape.cls).to(hidden.device).expand(len(images), -1)
+        ids = tower_ids(units, shape.patches, shape.cls, hidden.device).expand(len(images), -1)
         sequence = ids.reshape(-1, rows).gather(1, selection.index).view(len(images), units, -1)
         if units > 1:
             dominant = sequence.shape[2] if selection.dominant is None else selection.dominant

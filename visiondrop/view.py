@@ -200,6 +200,8 @@ class View:
         # A place that is no token of the text may have nothing to look at; let it look anywhere, it is not used.
         visible = visible | ~wanted[:, :, None]
         weights = scores.attention_rows(query, key, layer.self_attn.scaling, visible, self._run.chunk)
-        first = torch.tensor([total - (e - s) for e, s in zip(ends, group.starts)], device=key.device)
-        columns = first[:, None] + torch.arange(self.count, device=key.device)
+        firsts = [total - (e - s) for e, s in zip(ends, group.starts)]
+        if len(set(firsts)) == 1:
+            return weights[:, :, firsts[0] : firsts[0] + self.count]
+        columns = torch.tensor(firsts, device=key.device)[:, None] + torch.arange(self.count, device=key.device)
         return weights.gather(2, columns[:, None].expand(-1, size, -1))

@@ -1,6 +1,6 @@
-"""With and without static shapes: first token (tower, stages, prefill, head) and a decoding step, interleaved.
+"""With and without `compile=True`: first token (tower, stages, prefill, head) and a decoding step, interleaved.
 
-On CUDA "static" replays graphs; on the CPU the same code runs without capture, which tells only that it costs nothing.
+"static" is what it switches on: CUDA graphs, or on the CPU the decoder's layers through torch.compile.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from llava.model.graphs import GraphedGenerator
+from llava.model.graphs import Prompts, StaticGenerator
 
 from . import models
 from .phases import Bench, Case
@@ -19,34 +19,39 @@ from .timing import Candidate, interleave, summary
 def measure(model: nn.Module, cases: list[Case], batch: int, rounds: int, steps: int) -> list[dict[str, Any]]:
     """One row per case: {"first_token": {"eager": ms, "static": ms}, "decode": {...}}."""
     ids, pixels = models.prompts(model, batch)
-    parts = ids[:, : models.BEFORE], ids[:, models.BEFORE + 1 :], pixels
     bench = Bench(model, None, 1, batch, steps, models.BEFORE + models.AFTER)
     candidates: dict[tuple, Candidate] = {}
     captured: dict[Case, bool] = {}
     for case in cases:
         bench.apply(case)
         pruner = model.pruner
+        generator = StaticGenerator(model)
         with torch.inference_mode():
-            static = GraphedGenerator(model, steps + 1).static(*parts)
-        captured[case] = static.prefill.captured and static.decode.captured
+            prompts = Prompts.read(model, ids, None, pixels, None)
+            static = generator.static(prompts)
+            static.start(prompts)
+            static.decode(1)
+        captured[case] = not generator.failed
 
         def on(pruner=pruner) -> None:
             model.model.pruner = model.get_vision_tower().pruner = pruner
 
         def again(on=on, static=static) -> None:
             on()
-            static.cache.step.zero_()
+            static.decoder.cache.step.zero_()
 
         def eager() -> None:
             cache = DynamicCache(config=model.config)
             model(input_ids=ids, images=pixels, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
 
         def replay(static=static) -> None:
-            for _ in range(steps):
-                static.decode()
+            for number in range(1, steps + 1):
+                static.decode(number)
 
         candidates[case, "first_token", "eager"] = Candidate(eager, on)
-        candidates[case, "first_token", "static"] = Candidate(lambda static=static: static.start(*parts), on)
+        candidates[case, "first_token", "static"] = Candidate(
+            lambda static=static, prompts=prompts: static.start(prompts), on
+        )
         stepping = bench.decode(case)
         candidates[case, "decode", "eager"] = Candidate(stepping.run, _both(on, stepping.prepare), steps)
         candidates[case, "decode", "static"] = Candidate(replay, again, steps)

@@ -56,5 +56,12 @@ class NativeAdapter:
 
         def undo() -> None:
             put(None)
+            self.model.__dict__.pop("static", None)
 
         return undo
+
+    def compile(self) -> None:
+        """Let `generate` run with static shapes under the method that is attached, until it is undone."""
+        from llava.model.graphs import StaticGenerator
+
+        self.model.__dict__["static"] = StaticGenerator(self.model)

@@ -74,6 +74,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
     config_class = LlavaConfig
     config: LlavaConfig
+    static = None  # generates with static shapes, where `visiondrop.apply(..., compile=True)` has put it
     _no_split_modules = ["LlamaDecoderLayer", "CLIPEncoderLayer"]  # kept whole when spread over several devices
 
     def __init__(self, config: LlavaConfig):
@@ -176,6 +177,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if "prompt_embeds" in kwargs:
             return self._draft(input_ids, kwargs)
         self._refuse_chunks(kwargs)
+        answers = None if self.static is None else self.static.generate(input_ids, images, image_sizes, **kwargs)
+        if answers is not None:
+            return answers
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         mask = kwargs.pop("attention_mask", None)
