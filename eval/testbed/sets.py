@@ -16,7 +16,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +145,7 @@ def write_sets(
             unfinished = target.with_suffix(".new")
             Dataset.from_list(list(rows), features=features).to_parquet(str(unfinished))
             unfinished.replace(target)
-        (home / "README.md").write_text(_card(home, family))
+        (home / "README.md").write_text(readme(home, family.version, family.note))
     except OSError as error:
         raise VisionDropError(
             f"cannot write the question sets to {home}: {error.strerror or error}; free space and start again."
@@ -153,14 +153,13 @@ def write_sets(
     return home
 
 
-def _card(home: Path, family: Family) -> str:
+def readme(home: Path, version: int, note: str) -> str:
     """The README that tells `datasets` which sets are there."""
-    there = sorted(path.relative_to(home) for path in home.glob(f"*/test-v{family.version}.parquet"))
+    there = sorted(path.relative_to(home) for path in home.glob(f"*/test-v{version}.parquet"))
     entries = "".join(
         f"  - config_name: {p.parent}\n    data_files:\n      - {{split: test, path: {p}}}\n" for p in there
     )
-    note = f"{family.note}, version {family.version}. A stand-in, not a public benchmark."
-    return f"---\nconfigs:\n{entries}---\n{note}\n"
+    return f"---\nconfigs:\n{entries}---\n{note}, version {version}. A stand-in, not a public benchmark.\n"
 
 
 def digest(name: str, family: Family = TESTBED) -> str:
@@ -173,15 +172,19 @@ def digest(name: str, family: Family = TESTBED) -> str:
 
 
 def chance_levels(name: str, family: Family = TESTBED) -> dict[str, float]:
+    """`best_guesses` on a set."""
+    return best_guesses(question for _, _, asked in draw_set(name, family) for question in asked)
+
+
+def best_guesses(questions: Iterable[Question]) -> dict[str, float]:
     """Share of right answers, per kind, of the best guesser that reads the question's form but sees nothing.
 
     For each beginning of a question ("What shape", "Is there") it always gives that form's most frequent answer.
     """
     forms: dict[tuple[str, str], Counter] = {}
-    for _, _, asked in draw_set(name, family):
-        for question in asked:
-            form = (question.kind, " ".join(question.text.split()[:2]))
-            forms.setdefault(form, Counter())[question.answer] += 1
+    for question in questions:
+        form = (question.kind, " ".join(question.text.split()[:2]))
+        forms.setdefault(form, Counter())[question.answer] += 1
     right, total = Counter(), Counter()
     for (kind, _), answers in forms.items():
         right[kind] += max(answers.values())

@@ -20,13 +20,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from eval.testbed.questions import Question
-from eval.testbed.sets import SetSpec
+from eval.testbed.sets import SetSpec, best_guesses, readme
 from eval.testbed.video.files import write_clip
 from eval.testbed.video.questions import KINDS, draw_question
 from eval.testbed.video.scenes import VERSION, Clip, clip_rng, draw_clip
 from visiondrop.errors import VisionDropError
 
 DATASET = "visiondrop-testbed-video"
+NOTE = "Question sets of VisionDrop's video testbed"
 DIGESTS = Path(__file__).with_name("digests.json")
 SETS = {
     "validation": SetSpec("validation", 0, 300),
@@ -64,7 +65,7 @@ def write_sets(folder: Path, names: tuple[str, ...] = tuple(SETS), progress: boo
         for name in names:
             if not _rows_file(home, name).exists():
                 _write_set(home, name, progress)
-        (home / "README.md").write_text(_card(home))
+        (home / "README.md").write_text(readme(home, VERSION, NOTE))
     except OSError as error:
         raise VisionDropError(
             f"cannot write the question sets to {home}: {error.strerror or error}; free space and start again."
@@ -99,18 +100,6 @@ def _write_set(home: Path, name: str, progress: bool) -> None:
     unfinished.replace(target)
 
 
-def _card(home: Path) -> str:
-    """The README that tells `datasets` which sets are there."""
-    there = [name for name in SETS if _rows_file(home, name).exists()]
-    entries = "".join(
-        f"  - config_name: {name}\n    data_files:\n"
-        f"      - {{split: test, path: {_rows_file(home, name).relative_to(home)}}}\n"
-        for name in there
-    )
-    note = f"Question sets of VisionDrop's video testbed, version {VERSION}. A stand-in, not a public benchmark."
-    return f"---\nconfigs:\n{entries}---\n{note}\n"
-
-
 def digest(name: str) -> str:
     """First 16 hex digits of SHA-256 over a set's pixels, questions and answers, independent of the file formats."""
     total = hashlib.sha256()
@@ -121,20 +110,8 @@ def digest(name: str) -> str:
 
 
 def chance_levels(name: str) -> dict[str, float]:
-    """Share of right answers, per kind, of the best guesser that reads the question's form but sees nothing.
-
-    For each beginning of a question ("What shape", "What color") it always gives that form's most frequent answer.
-    """
-    forms: dict[tuple[str, str], Counter] = {}
-    for _, _, asked in draw_set(name):
-        for question in asked:
-            form = (question.kind, " ".join(question.text.split()[:2]))
-            forms.setdefault(form, Counter())[question.answer] += 1
-    right, total = Counter(), Counter()
-    for (kind, _), answers in forms.items():
-        right[kind] += max(answers.values())
-        total[kind] += sum(answers.values())
-    return {kind: right[kind] / total[kind] for kind in total}
+    """`eval.testbed.sets.best_guesses` on a set."""
+    return best_guesses(question for _, _, asked in draw_set(name) for question in asked)
 
 
 def main(argv: list[str] | None = None) -> int:
