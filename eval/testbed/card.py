@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 CARD = ROOT / "checkpoints" / "testbed" / "README.md"
 RESULTS = ROOT / "results" / "testbed-training"
 GOALS = {"exist": 97, "color": 97, "shape": 97, "count": 70, "digit": 85, "hop2": 75}
+PATCH_LABELS = ("patch_color", "patch_shape", "patch_digit")
 CONDITIONS = {
     "full": "all 576 visual tokens",
     "objects": "only patches that show an object (about 60)",
@@ -114,14 +115,13 @@ def depth_block(rows: list[dict]) -> str:
     return "\n".join([*lines, "", _source(first)])
 
 
-def training_block(log: list[dict]) -> str:
-    """Steps, pictures and minutes of each stage, and the training-stream accuracy at its end."""
+def training_block(log: list[dict], names: tuple[str, ...] = (*KINDS, *PATCH_LABELS)) -> str:
+    """Steps, pictures and minutes of each stage, and the training-stream accuracy `names` at its end."""
     lines = ["| stage | steps | pictures | minutes | at its end, on the training stream |", "|---|---|---|---|---|"]
     pictures = seconds = 0.0
     for number in sorted({row["stage_number"] for row in log}):
         last = [row for row in log if row["stage_number"] == number and row["what"] == "train"][-1]
-        names = [k for k in (*KINDS, "patch_color", "patch_shape", "patch_digit") if k in last]
-        reached = ", ".join(f"{name} {last[name]:.2f}" for name in names)
+        reached = ", ".join(f"{name} {last[name]:.2f}" for name in names if name in last)
         lines.append(
             f"| {last['stage']} | {last['step']} | {last['images'] - pictures:.0f} "
             f"| {(last['seconds'] - seconds) / 60:.0f} | {reached} |"
@@ -153,7 +153,9 @@ def fill(card: str, blocks: dict[str, str]) -> str:
     return card
 
 
-def draw_curves(log: list[dict], path: Path) -> None:
+def draw_curves(
+    log: list[dict], path: Path, kinds: tuple[str, ...] = KINDS, labels: tuple[str, ...] = PATCH_LABELS, tokens: int = 576
+) -> None:
     """Accuracy of every kind and of the patch labels against minutes of training."""
     import matplotlib
 
@@ -162,8 +164,8 @@ def draw_curves(log: list[dict], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     panels = (
-        ("train", (*KINDS, "patch_shape", "patch_digit"), "training stream"),
-        ("validation", KINDS, "validation, 576 tokens"),
+        ("train", (*kinds, *labels), "training stream"),
+        ("validation", kinds, f"validation, {tokens:,} tokens"),
     )
     for axis, (what, names, title) in zip(axes, panels, strict=True):
         for name in names:
