@@ -154,7 +154,11 @@ def fill(card: str, blocks: dict[str, str]) -> str:
 
 
 def draw_curves(
-    log: list[dict], path: Path, kinds: tuple[str, ...] = KINDS, labels: tuple[str, ...] = PATCH_LABELS, tokens: int = 576
+    log: list[dict],
+    path: Path,
+    kinds: tuple[str, ...] = KINDS,
+    labels: tuple[str, ...] = PATCH_LABELS,
+    tokens: int = 576,
 ) -> None:
     """Accuracy of every kind and of the patch labels against minutes of training."""
     import matplotlib

@@ -1,4 +1,4 @@
-"""The testbed's sibling for videos: eight drawn frames with [CLS] in the layout of Video-LLaVA, fine-tuned from the testbed.
+"""The testbed's sibling for videos: eight drawn frames with [CLS] in Video-LLaVA's layout, fine-tuned from the testbed.
 
 A stand-in like the testbed itself; nothing measured on it is a reproduction of a 7B result.
 """

@@ -40,7 +40,9 @@ class VideoStage(Stage):
 
 @dataclass(frozen=True)
 class VideoBatch:
-    """One packed batch; int64 unless said otherwise. B clips, F frames, K places, N visual tokens, Q questions, T words.
+    """One packed batch; int64 unless said otherwise.
+
+    B clips, F frames, K places, N visual tokens, Q questions of T words.
 
     patches: uint8 [B, F, K, 588]; cells [B, K]; colors, shapes, roles [B, F, K]; objects: float [B, F, 48]; kept: rows
     among the F (1 + K) features that the decoder gets [B, N], None for all; visual_positions [B, N] and question_start:

@@ -3,8 +3,9 @@
     python -m eval.testbed.video.sets --out data     # data/visiondrop-testbed-video/{validation,test,quick}/
     python -m eval.testbed.video.sets --chance       # chance levels of every kind, and the sets' digests
 
-Kinds are equally frequent, answers of a kind as equal as the clips allow, up to five questions share a clip.  Set `test`
-is asked once per finished model, `validation` is for choosing, `quick` (other clips of the test split) for a first look.
+Kinds are equally frequent, answers of a kind as equal as the clips allow, up to five questions share a clip.  Set
+`test` is asked once per finished model, `validation` is for choosing, `quick` (other clips of the test split) for a
+first look.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def draw_set(name: str) -> Iterator[tuple[int, Clip, list[Question]]]:
 
 
 def write_sets(folder: Path, names: tuple[str, ...] = tuple(SETS), progress: bool = True) -> Path:
-    """Writes the sets below folder/visiondrop-testbed-video and returns that; a finished set of this version is kept."""
+    """Writes sets below folder/visiondrop-testbed-video and returns that; a finished set of this version is kept."""
     home = Path(folder) / DATASET
     try:
         for name in names:
