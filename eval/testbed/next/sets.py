@@ -19,13 +19,13 @@ from eval.testbed.sets import Family, SetSpec
 
 KINDS = ("exist", "color", "shape", "count", "digit", "hop2")
 SETS = {
-    "validation": SetSpec("validation", 0, 720),
-    "test": SetSpec("test", 0, 720),
+    "validation": SetSpec("validation", 0, 600),
+    "test": SetSpec("test", 0, 600),
     "quick": SetSpec("test", 100_000, 96),
 }
 FAMILY = Family(
     "visiondrop-testbed-next", VERSION, "Question sets of VisionDrop's NeXT-style testbed", SETS, KINDS,
-    draw_scene, scene_rng,
+    draw_scene, scene_rng, per_image=len(KINDS),
 )  # fmt: skip
 
 draw_set = partial(sets.draw_set, family=FAMILY)
