@@ -148,7 +148,8 @@ def test_attention_over_time_starts_as_the_identity_and_then_matters(exported):
 
 
 def test_a_thinned_out_batch_keeps_positions_and_objects():
-    stage = VideoStage("thin", 16, 1, 2, questions=3, mix=dict.fromkeys(KINDS, 1.0), places=80, fewest=224, most=240)
+    mix = dict.fromkeys(KINDS, 1.0)
+    stage = VideoStage("thin", 16, 1, 2, questions=3, mix=mix, places=80, sparse=1, fewest=224, most=240)
     batch, again = VideoBatches(stage, 0)[0], VideoBatches(stage, 0)[0]
     assert all(torch.equal(a, b) for a, b in zip(vars(batch).values(), vars(again).values()) if torch.is_tensor(a))
     assert batch.cells.shape == (2, 80) and 224 <= batch.kept.shape[1] <= 240
@@ -166,7 +167,8 @@ def test_a_miniature_trains_and_writes_a_checkpoint(tmp_path, monkeypatch):
     common = {"grid": 16, "batch": 2, "warmup": 1, "rate": 3e-3, "end_rate": 3e-3}
     mix = dict.fromkeys(KINDS, 1.0)
     time = {"name": "time", "steps": 12, "places": 80}
-    sparse = {"name": "sparse", "steps": 2, "places": 80, "fewest": 224, "most": 230, "questions": 4, "mix": mix}
+    sparse = {"name": "sparse", "steps": 2, "places": 80, "sparse": 1, "fewest": 224, "most": 230}
+    sparse |= {"questions": 4, "mix": mix}
     recipe = {"seed": 1, "course": "video", "sizes": TINY, "stages": [time | common, sparse | common]}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     trainer = Trainer(load_recipe(tmp_path / "recipe.yaml"), tmp_path, torch.device("cpu"), torch.float32, workers=0)

@@ -29,8 +29,8 @@ END_ID = IDS[EOS]
 class VideoStage(Stage):
     """One part of the curriculum; `grid` is 16.
 
-    places: patch positions that the tower computes, 0 for all 256; fewest, most: between these the number of visual
-    tokens of the decoder is drawn for every step, 0 for all of them.
+    places: patch positions that the tower computes, 0 for all 256; fewest, most: the number of visual tokens that the
+    decoder gets in a share `sparse` of the steps is drawn between these; in the others it gets all that were computed.
     """
 
     places: int = 0
@@ -81,7 +81,8 @@ class VideoBatches(torch.utils.data.Dataset):
         asked = [[_draw_from_mix(clip, stage.mix, rng) for _ in range(stage.questions)] for clip in clips]
         cells = np.stack([_places(clip, stage.places or PATCHES, rng) for clip in clips])
         batch = pack(clips, asked, cells)
-        return thin_out(batch, int(rng.integers(stage.fewest, stage.most + 1)), rng) if stage.most else batch
+        thin = rng.random() < stage.sparse
+        return thin_out(batch, int(rng.integers(stage.fewest, stage.most + 1)), rng) if thin else batch
 
 
 def _draw_from_mix(clip: Clip, mix: dict[str, float], rng: np.random.Generator) -> Question:

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         card = CARD.read_text()
         filled = fill(card, blocks)
         if args.check:
-            print("up to date" if filled == card else f"the card differs from the rows: run python -m eval.testbed.video.card")
+            print("up to date" if filled == card else "the card differs from the rows: run eval.testbed.video.card")
             return int(filled != card)
         CARD.write_text(filled)
         draw_curves(log, RESULTS / "curves.png", KINDS, LABELS, 2056)
