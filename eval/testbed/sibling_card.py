@@ -1,0 +1,124 @@
+"""The number blocks of a sibling's model card and its learning curves, from committed rows only.
+
+Rows: results/<name>.jsonl (eval.run), results/<name>-training/paired.jsonl (eval.compare --json) and log.jsonl (the
+training log). A block of checkpoints/<name>/README.md is what stands between `<!-- NAME -->` and `<!-- end NAME -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval import rows as result_rows
+from eval.testbed.card import draw_curves, fill, read_rows, training_block
+from eval.testbed.measure import wilson
+from visiondrop.errors import VisionDropError
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class SiblingCard:
+    """What the card of a sibling is about.
+
+    name: of its checkpoint's folder; benchmark: its test set; kinds: of question, equally many of each; labels:
+    patch labels in the training log; tokens: visual tokens unpruned; chance: guessing's accuracy by kind, of a set.
+    """
+
+    name: str
+    benchmark: str
+    kinds: tuple[str, ...]
+    labels: tuple[str, ...]
+    tokens: int
+    chance: Callable[[str], dict[str, float]]
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return ROOT / "checkpoints" / self.name / "README.md"
+
+    @property
+    def training(self) -> Path:
+        """Folder of the training log, the curves and the paired comparisons."""
+        return ROOT / "results" / f"{self.name}-training"
+
+    def rows(self) -> list[dict]:
+        """Rows of the test set, in the order in which they were measured."""
+        found = result_rows.load(ROOT / "results" / f"{self.name}.jsonl", strict=True)[0]
+        return [row for row in found if row["benchmark"] == self.benchmark]
+
+    def blocks(self) -> dict[str, str]:
+        """Every block of the card."""
+        rows, paired = self.rows(), read_rows(self.training / "paired.jsonl")
+        return {
+            "accuracy": self.accuracy_block(rows),
+            "methods": self.methods_block(rows, paired),
+            "training": training_block(read_rows(self.training / "log.jsonl"), (*self.kinds, *self.labels)),
+        }
+
+    def accuracy_block(self, rows: list[dict]) -> str:
+        """Accuracy per kind with all visual tokens, with chance."""
+        whole = next((row for row in rows if row["method"] == "none"), None)
+        if whole is None:
+            raise VisionDropError(
+                f"results/{self.name}.jsonl holds no row of method none: run python -m eval.run {self.benchmark} first."
+            )
+        chance, each = self.chance("test"), whole["n"] // len(self.kinds)
+        lines = ["| kind | n | accuracy % | 95 % interval | chance |", "|---|---|---|---|---|"]
+        for kind in self.kinds:
+            share = whole["metrics"][kind]
+            low, high = (100 * end for end in wilson(round(share * each), each))
+            lines.append(f"| {kind} | {each} | {100 * share:.1f} | {low:.1f} to {high:.1f} | {100 * chance[kind]:.1f} |")
+        low, high = whole["interval"]
+        mean = 100 * sum(chance.values()) / len(chance)
+        lines.append(f"| all | {whole['n']} | {whole['score']:.1f} | {low:.1f} to {high:.1f} | {mean:.1f} |")
+        return "\n".join([*lines, "", source_of(whole)])
+
+    def methods_block(self, rows: list[dict], paired: list[dict]) -> str:
+        """Accuracy per kind under every condition that was run, and the paired difference to all tokens."""
+        gaps = {pair["rows"][0]: pair for pair in paired if pair["labels"][1] == "none"}
+        lines = ["| condition | " + " | ".join(self.kinds) + " | all | minus all tokens (95 %) | seconds |"]
+        lines.append("|---|" + "---|" * (len(self.kinds) + 3))
+        for row in rows:
+            kinds = " | ".join(f"{100 * row['metrics'][kind]:.1f}" for kind in self.kinds)
+            gap, pair = "", gaps.get(row["checksum"])
+            if pair is not None:
+                gap = f"{pair['difference']:+.1f} [{pair['interval'][0]:+.1f}, {pair['interval'][1]:+.1f}]"
+            lines.append(f"| {condition_of(row)} | {kinds} | {row['score']:.1f} | {gap} | {row['duration']:.0f} |")
+        return "\n".join([*lines, "", source_of(rows[0])])
+
+    def main(self, argv: list[str] | None = None) -> int:
+        """Command line; returns the exit status."""
+        parser = argparse.ArgumentParser(description=f"Fill the model card of {self.name} from committed rows.")
+        parser.add_argument("--check", action="store_true", help="change nothing, fail when the card is out of date")
+        args = parser.parse_args(argv)
+        try:
+            card = self.card.read_text()
+            filled = fill(card, self.blocks())
+            if args.check:
+                print("up to date" if filled == card else "the card differs from the rows: run this without --check")
+                return int(filled != card)
+            self.card.write_text(filled)
+            log = read_rows(self.training / "log.jsonl")
+            draw_curves(log, self.training / "curves.png", self.kinds, self.labels, self.tokens)
+        except (VisionDropError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+
+def condition_of(row: dict) -> str:
+    """The condition of a row: method, budget, options."""
+    options = " ".join(f"{key}={value}" for key, value in row["options"].items())
+    return " ".join(str(part) for part in (row["method"], row["tokens"] or "", options) if part != "")
+
+
+def source_of(row: dict) -> str:
+    """Where and on what a row was measured, in one sentence."""
+    return (
+        f"n = {row['n']}, set {row['task']}, checkpoint {row['model_fingerprint']}, {row['dtype']} on {row['device']}, "
+        f"commit {row['commit'][:7]}, {row['date'][:10]}."
+    )
