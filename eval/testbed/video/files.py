@@ -25,7 +25,7 @@ def write_clip(path: Path, frames: np.ndarray) -> None:
         raise VisionDropError("Writing the testbed's videos needs the package av: pip install av.") from None
     if "libx264rgb" not in av.codecs_available:
         raise VisionDropError(
-            "this build of PyAV lacks the libx264rgb encoder, which the testbed's videos need: install PyAV's own wheels "
+            "this build of PyAV lacks the libx264rgb encoder, which the testbed's videos need: install its own wheels "
             "(pip install av)."
         )
     data = io.BytesIO()
