@@ -99,6 +99,7 @@ def _evaluate(settings: Settings) -> tuple[dict[str, Any] | None, Any]:
         conv_template=settings.conversation,
         answers=str(settings.folder),
         reuse=settings.reuse,
+        compile=settings.compile,
         layout=settings.layout,
         **settings.options,
     )
@@ -149,6 +150,7 @@ def _write(settings: Settings, results: dict[str, Any], lm: Any) -> None:
         "metrics": {k: float(v) for k, v in sorted(metrics.items())},
         "n": len(samples),
         "ledger": lm.ledger.as_dict(),
+        "compile": lm.compiled,
     }
     write_whole(folder / "outcome.json", json.dumps(outcome, ensure_ascii=False, indent=1))
 

@@ -60,6 +60,7 @@ class LlavaVisionDrop(lmms):
         layout: str | None = None,
         max_batch_size: int | None = None,
         reuse: str = "off",
+        compile: str = "off",
         **options: Any,
     ):
         """Load the checkpoint and apply the method.
@@ -74,6 +75,7 @@ class LlavaVisionDrop(lmms):
             layout: "anyres" or "fixed-2880" for LLaVA-NeXT; None: as the checkpoint says.
             max_batch_size: accepted because lmms-eval may pass it; ignored.
             reuse: "on" = questions of one image share its pruned cache (eval/reuse.py).
+            compile: "on" = static shapes, see `visiondrop.apply`; answers behind a shared cache have them too.
         """
         super().__init__()
         self._accelerator_for(device)
@@ -97,10 +99,13 @@ class LlavaVisionDrop(lmms):
         self.config = self.model.config
         if layout is not None:
             use_layout(self.config, layout)
-        handle = visiondrop.apply(self.model, method=method, tokens=tokens, options=options)
-        self.ledger = handle.ledger
+        compiling = compile == "on"
+        handle = visiondrop.apply(self.model, method=method, tokens=tokens, compile=compiling, options=options)
+        self.ledger, self.static = handle.ledger, self.model.static  # lmms-eval takes the model away at the end
         self.reuse = ImageReuse(self, current_pruner(self.model)) if reuse == "on" else None
         if self.sharded:
+            if compiling:
+                raise EvaluationError("--compile on needs a whole model per process, not weights shared out by ZeRO-3")
             self._shard(dtype)
         self.store = AnswerStore(Path(answers), self.rank) if answers else None
         self.reused = 0
@@ -133,6 +138,11 @@ class LlavaVisionDrop(lmms):
     def device(self) -> torch.device:
         """Where inputs go; lmms-eval also gathers counts there."""
         return self._device
+
+    @property
+    def compiled(self) -> str:
+        """How the answers were generated: off, on, partly or eager (eval/rows.py)."""
+        return "off" if self.static is None else self.static.outcome
 
     @property
     def sharded(self) -> bool:

@@ -58,6 +58,11 @@ FIELDS: dict[str, tuple[tuple, str]] = {
     "device": ((str,), "cpu or cuda"),
     "device_name": ((str,), "processor or card"),
     "batch_size": ((int,), "questions per generate call"),
+    "reuse": ((str,), "--reuse: off, or on: the questions of an image shared its pruned cache"),
+    "compile": (
+        (str,),
+        "--compile: off, on; partly or eager where some or all answers of the last session had no static shape",
+    ),
     "processes": ((int,), "data-parallel processes of the last session"),
     "seed": ((int,), "of Python, numpy and torch"),
     "conversation": ((str,), "conversation template"),
@@ -69,6 +74,7 @@ FIELDS: dict[str, tuple[tuple, str]] = {
     "duration": (NUMBER, "seconds of the last session, loading included"),
     "checksum": ((str,), "of the row without this field"),
 }
+ADDED = ("reuse", "compile")  # rows from before these fields are whole without them: how they ran is not recorded
 
 
 def checksum(row: dict[str, Any]) -> str:
@@ -94,10 +100,10 @@ def problem(row: Any) -> str | None:
         return "not a row"
     if row.get("schema") != SCHEMA:
         return f"schema {row.get('schema')!r}, this version reads {SCHEMA}"
-    missing, unknown = set(FIELDS) - set(row), set(row) - set(FIELDS)
+    missing, unknown = set(FIELDS) - set(row) - set(ADDED), set(row) - set(FIELDS)
     if missing or unknown:
         return ", ".join([f"missing {k}" for k in sorted(missing)] + [f"unknown field {k}" for k in sorted(unknown)])
-    wrong = [k for k, (types, _) in FIELDS.items() if _wrong_type(row[k], types)]
+    wrong = [k for k, (types, _) in FIELDS.items() if k in row and _wrong_type(row[k], types)]
     if wrong:
         return ", ".join(f"{k} = {row[k]!r} has the wrong type" for k in wrong)
     if row["checksum"] != checksum(row):
@@ -112,6 +118,9 @@ def seal(row: dict[str, Any]) -> dict[str, Any]:
         EvaluationError: a field is missing, unknown or of the wrong type.
     """
     row = {**row, "schema": SCHEMA}
+    missing = [name for name in ADDED if name not in row]
+    if missing:
+        raise EvaluationError(f"this row cannot be recorded: missing {', '.join(missing)}")
     try:
         row["checksum"] = checksum(row)
     except ValueError:

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=int, help="only the first N questions; the row is marked partial")
     p.add_argument("--batch-size", type=int, default=1, help="questions per generate call")
     p.add_argument("--reuse", choices=("on", "off"), default="off", help="questions of one image share its pruned cache")
+    p.add_argument("--compile", choices=("on", "off"), default="off", help="static shapes: CUDA graphs, torch.compile")
     p.add_argument("--processes", type=int, default=1, help="data-parallel processes, one whole model each")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets; default: the hub")
     p.add_argument(
@@ -115,6 +116,7 @@ def prepare(args: argparse.Namespace) -> Settings:
         runs=str(args.runs.resolve()),
         out=str(out),
         reuse=args.reuse,
+        compile=args.compile,
         layout=args.layout,
         judge_url=args.judge_url,
         judge_model=args.judge_model,
@@ -284,22 +286,10 @@ def make_row(settings: Settings, duration: float) -> dict[str, Any]:
             raise EvaluationError(f"{benchmark.task} wrote no {benchmark.upload} in {folder}; the answers are kept")
     commit, dirty = fingerprint.git_state()
     by = _judge(benchmark, settings.judge_url, settings.judge_model)
-    copied = (
-        "benchmark",
-        "protocol",
-        "task",
-        "method",
-        "tokens",
-        "options",
-        "limit",
-        "dtype",
-        "attention",
-        "batch_size",
-    )
-    copied += ("processes", "seed", "conversation", "model_fingerprint")
+    copied = "benchmark protocol task method tokens options limit dtype attention batch_size reuse processes seed"
     return rows.seal(
         {
-            **{name: getattr(settings, name) for name in copied},
+            **{name: getattr(settings, name) for name in [*copied.split(), "conversation", "model_fingerprint"]},
             "run": settings.run,
             "folder": folder.name,
             "split": benchmark.split,
@@ -307,6 +297,7 @@ def make_row(settings: Settings, duration: float) -> dict[str, Any]:
             "data": settings.data_fingerprint,
             "questions": fingerprint.of_values([[s["doc_id"], s["prompt"], s["target"]] for s in samples]),
             "ledger": outcome["ledger"],
+            "compile": outcome.get("compile", settings.compile),
             "n": outcome["n"],
             "n_full": benchmark.rows,
             "partial": settings.limit is not None,

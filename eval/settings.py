@@ -24,6 +24,7 @@ class Settings:
         device: cpu, cuda, cuda:N or auto; dtype: float32, float16 or bfloat16.
         folder: the run's folder; out: the results file.
         reuse: "on" = questions of one image share its pruned cache.
+        compile: "on" = answers are generated with static shapes (`visiondrop.apply(..., compile=True)`).
         layout: how LLaVA-NeXT cuts pictures, "anyres" or "fixed-2880"; None: as the checkpoint says.
         judge_url, judge_model: who judges free-form answers.
     """
@@ -50,6 +51,7 @@ class Settings:
     runs: str
     out: str
     reuse: str = "off"
+    compile: str = "off"
     layout: str | None = None
     judge_url: str | None = None
     judge_model: str | None = None
@@ -58,8 +60,9 @@ class Settings:
         """All that can change an answer or its score; not: processes, paths of the same files, where results go."""
         left_out = ("processes", "runs", "out", "model", "data")
         kept = {k: v for k, v in asdict(self).items() if k not in left_out and not (k in LATER and v is None)}
-        if self.reuse == "off":
-            del kept["reuse"]
+        for switch in ("reuse", "compile"):
+            if kept[switch] == "off":
+                del kept[switch]
         kept["device"] = "cpu" if self.device == "cpu" else "cuda"
         packages = {p: version_of(p) for p in ("lmms_eval", "transformers", "torch")}
         return {**kept, "identity": IDENTITY, "packages": packages}

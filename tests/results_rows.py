@@ -48,6 +48,8 @@ def row(
         "device": "cuda",
         "device_name": "none",
         "batch_size": 1,
+        "reuse": "off",
+        "compile": "off",
         "processes": 1,
         "seed": 0,
         "conversation": "vicuna_v1",

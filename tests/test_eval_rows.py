@@ -43,6 +43,8 @@ def make(number: int = 0, **changes):
         "device": "cpu",
         "device_name": "c",
         "batch_size": 1,
+        "reuse": "off",
+        "compile": "off",
         "processes": 1,
         "seed": 0,
         "conversation": "vicuna_v1",
@@ -93,6 +95,17 @@ def test_missing_field_cannot_be_recorded(file):
     with pytest.raises(EvaluationError, match="missing ledger"):
         rows.append(file, {k: v for k, v in make().items() if k != "ledger"})
     assert len(rows.load(file)[0]) == 3
+
+
+@pytest.mark.parametrize("name", ["reuse", "compile"])
+def test_rows_from_before_a_field_are_whole_and_new_ones_need_it(tmp_path, name):
+    old = {k: v for k, v in make().items() if k != name}
+    with pytest.raises(EvaluationError, match=f"missing {name}"):
+        rows.seal({k: v for k, v in old.items() if k not in ("schema", "checksum")})
+    old["checksum"] = rows.checksum(old)
+    rows.append(tmp_path / "rows.jsonl", old)
+    rows.append(tmp_path / "rows.jsonl", make(1))
+    assert rows.load(tmp_path / "rows.jsonl", strict=True)[0] == [old, make(1)]
 
 
 @pytest.mark.parametrize(

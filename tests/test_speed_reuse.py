@@ -9,6 +9,7 @@ from PIL import Image
 import visiondrop
 from eval import evaluate, reuse, rows, run
 from eval.lmms_model import LlavaVisionDrop
+from llava.model.graphs import NotStatic, StaticGenerator
 from tests import datasets_small
 from tests.test_eval_checkpoint import write_answering_checkpoint
 
@@ -64,25 +65,28 @@ def test_text_guided_methods_are_refused(checkpoint):
 
 
 def test_the_driver_with_and_without(checkpoint, tmp_path):
-    """POPE through eval.run: equal answers in equal order, rows of their own."""
+    """POPE through eval.run with every switch: equal answers in equal order, rows of their own that tell."""
     datasets_small.write_pope(tmp_path / "data", 18)
-    out, answers = tmp_path / "rows.jsonl", []
-    arguments = [
-        "pope",
-        "--tokens",
-        "16",
-        "--model",
-        str(checkpoint),
-        "--data",
-        str(tmp_path / "data"),
-        "--out",
-        str(out),
-    ]
-    arguments += ["--runs", str(tmp_path / "runs"), "--batch-size", "4"]
-    for reuse_or_not in ("off", "on"):
-        assert run.main([*arguments, "--reuse", reuse_or_not]) == 0
-        row = rows.load(out, strict=True)[0][-1]
-        answers.append([s["answer"] for s in evaluate.read_samples(tmp_path / "runs" / row["folder"])])
-    assert answers[0] == answers[1] and len(answers[0]) == 18
-    first, second = rows.load(out, strict=True)[0]
-    assert first["run"] != second["run"] and first["score"] == second["score"]
+    out, runs, answers = tmp_path / "rows.jsonl", tmp_path / "runs", []
+    arguments = ["pope", "--tokens", "16", "--model", str(checkpoint), "--data", str(tmp_path / "data"), "--out", str(out)]
+    arguments += ["--runs", str(runs), "--batch-size", "4"]
+    switches = [(reuse, compiled) for reuse in ("off", "on") for compiled in ("off", "on")]
+    # Without a compiler behind it, so that this is no test of g++.
+    with mock.patch.object(StaticGenerator.__init__, "__defaults__", (None, 16)):
+        for reuse_or_not, compile_or_not in switches:
+            assert run.main([*arguments, "--reuse", reuse_or_not, "--compile", compile_or_not]) == 0
+            row = rows.load(out, strict=True)[0][-1]
+            assert (row["reuse"], row["compile"]) == (reuse_or_not, compile_or_not)
+            answers.append([s["answer"] for s in evaluate.read_samples(runs / row["folder"])])
+    assert len(answers[0]) == 18 and all(found == answers[0] for found in answers)
+    made = rows.load(out, strict=True)[0]
+    assert len({row["run"] for row in made}) == 4 and len({row["score"] for row in made}) == 1
+
+
+def test_a_row_says_when_nothing_was_compiled(checkpoint):
+    asked = requests(4)
+    lm = made(checkpoint, compile="on")
+    with mock.patch.object(StaticGenerator, "_settings", side_effect=NotStatic("a reason")):
+        answers = lm.generate_until(asked)
+    assert lm.compiled == "eager" and answers == made(checkpoint).generate_until(asked)
+    assert made(checkpoint).compiled == "off"

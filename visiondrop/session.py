@@ -125,6 +125,10 @@ def continue_prefix(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[in
     """
     settings.setdefault("pad_token_id", _pad_id(model))
     ids, mask = _lay_out(model, prefix, rows, settings["pad_token_id"])
+    static = getattr(model, "static", None)  # of `apply(..., compile=True)`
+    answers = None if static is None else static.behind(prefix, rows, **settings)
+    if answers is not None:
+        return answers
     config = settings.get("generation_config") or model.generation_config
     beams, returned = (settings.get(k) or getattr(config, k) or 1 for k in ("num_beams", "num_return_sequences"))
     cache = prefix.rows(len(ids) * max(beams, returned))

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from llava.model.graphs import Prompts, StaticGenerator
+from llava.model.graphs import Prompts, StaticGenerator, StaticPrompts
+
+from llava.model.fixed import room_for
 
 from . import models
 from .phases import Bench, Case
@@ -28,7 +30,7 @@ def measure(model: nn.Module, cases: list[Case], batch: int, rounds: int, steps:
         generator = StaticGenerator(model)
         with torch.inference_mode():
             prompts = Prompts.read(model, ids, None, pixels, None)
-            static = generator.static(prompts)
+            static = generator.held(prompts.key, lambda: StaticPrompts(model, prompts, room_for(steps), generator.how))
             static.start(prompts)
             static.decode(1)
         captured[case] = not generator.failed

@@ -1,5 +1,6 @@
 """Greedy decoding with static shapes: keys and values in buffers with room for new tokens, one step that never changes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,21 +62,21 @@ class FixedCache:
         return cache
 
     def load(self, prefilled: DynamicCache) -> None:
-        """Begin behind a prefill that was made elsewhere."""
-        for layer, *buffers, n in zip(prefilled.layers, self.keys, self.values, self.lengths, strict=True):
+        """Begin behind a prefill that was made elsewhere, of as many rows or of one, which all rows share."""
+        for layer, *buffers in zip(prefilled.layers, self.keys, self.values, strict=True):
             for buffer, given in zip(buffers, (layer.keys, layer.values)):
-                buffer[:, :, :n].copy_(given)
+                buffer[:, :, : given.shape[2]].copy_(given)
         self.step.zero_()
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Put one new token per row in its place; returns all keys and values in reach, valid or not."""
+        """Put new tokens in their places; returns all keys and values in reach, valid or not."""
         keys, values, at = self.place(layer)
         put(keys, at, key)
         put(values, at, value)
         return keys, values
 
     def place(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(keys and values in reach, column of each row's new token [B, 1, 1, 1])."""
+        """(keys and values in reach, columns of the new tokens [B or 1, 1, T, 1])."""
         end = self.lengths[layer] + self.reach
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end], self.at
 
@@ -121,18 +122,13 @@ class Decoder:
         room: for new tokens; more is made where needed.
         layers, pool, notice: see `Replay`.
         """
-        self.model, self.logical, self._how = model, logical, {"layers": layers, "pool": pool, "notice": notice}
+        self.model, self.logical, self.how = model, logical, {"layers": layers, "pool": pool, "notice": notice}
         self.compact = model.pruner is None or model.pruner.compact
         self.cache = FixedCache(model, lengths, rows, room)
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
         self.out = torch.zeros(rows, room + 1, dtype=torch.long, device=model.device)
         self.logits = torch.zeros(rows, 1, model.config.vocab_size, **_like(model))
         self._steps: dict[int, Replay] = {}
-
-    @property
-    def captured(self) -> bool:
-        """Whether every kind of step so far is replayed from a graph."""
-        return bool(self._steps) and all(step.captured for step in self._steps.values())
 
     def reserve(self, room: int) -> bool:
         """Have room for so many new tokens; True where the buffers had to be replaced."""
@@ -149,7 +145,7 @@ class Decoder:
         self.cache.reach = min(room, self.cache.room)
         if room not in self._steps:
             state = self.token, self.cache.step, self.out, self.logits
-            self._steps[room] = Replay(self._step, self.model.device, state, **self._how)
+            self._steps[room] = Replay(self._step, self.model.device, state, **self.how)
         self._steps[room]()
         return grown
 
@@ -160,28 +156,39 @@ class Decoder:
         self.cache.step.zero_()
         self.out[:, :1].copy_(self.token)
 
+    def read(self, ids: Tensor) -> Tensor:
+        """The prompt's last columns, from ids [B, A], behind what the cache already holds: states [B, A, D]."""
+        self.cache.reach = 0
+        behind = torch.arange(-ids.shape[1], 0, device=ids.device)[None]
+        return self._through(ids, lambda length: length + behind)
+
     def _step(self) -> None:
         """`token` -> the next `token`, noted in `out`."""
-        stack, step, segments, arguments = self.model.model, self.cache.step, self.cache.segments(), {}
-        hidden = stack.embed_tokens(self.token)
+        cache = self.cache
+        hidden = self._through(self.token, lambda length: (length + cache.step - cache.spare)[:, None])
+        self.logits.copy_(self.model.lm_head(hidden))
+        self.token.copy_(self.logits.argmax(-1))
+        cache.step.add_(1)
+        self.out.index_copy_(1, cache.step, self.token)
+
+    def _through(self, ids: Tensor, columns: Callable[[int], Tensor]) -> Tensor:
+        """New ids [B, T] through the stack: [B, T, D]; `columns`: length of the prompt in a layer -> [B or 1, T]."""
+        stack, segments, arguments = self.model.model, self.cache.segments(), {}
+        hidden = stack.embed_tokens(ids)
         for i, layer in enumerate(stack.layers):
             if i in segments:
-                arguments = self._arguments(hidden, segments[i])
+                arguments = self._arguments(hidden, segments[i], columns(segments[i]))
             hidden = layer(hidden, past_key_values=self.cache, use_cache=True, position_ids=None, **arguments)
-        self.logits.copy_(self.model.lm_head(stack.norm(hidden)))
-        self.token.copy_(self.logits.argmax(-1))
-        step.add_(1)
-        self.out.index_copy_(1, step, self.token)
+        return stack.norm(hidden)
 
-    def _arguments(self, hidden: Tensor, length: int) -> dict[str, Any]:
+    def _arguments(self, hidden: Tensor, length: int, at: Tensor) -> dict[str, Any]:
         """Mask and rotary embedding of the layers in which the prompt has `length` columns; tells the cache where."""
         cache, config = self.cache, self.model.config
-        at = (length + cache.step - cache.spare)[:, None]  # [B, 1]
-        seen = torch.arange(length + cache.reach, device=hidden.device) <= at
-        mask = seen[:, None, None]
+        seen = torch.arange(length + cache.reach, device=hidden.device) <= at[:, :, None]
+        mask = seen[:, None]
         if config._attn_implementation == "eager":
             mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
-        cache.at = at[:, :, None, None]
+        cache.at = at[:, None, :, None]
         position = at if self.compact else at + (self.logical - length)
         rope = self.model.model.rotary_emb(hidden, position_ids=position)
         return {"attention_mask": mask, "position_embeddings": rope}

@@ -10,6 +10,8 @@ What has no static shape runs as ever, and a sentence says why: sampling and bea
 with images of different layouts, random choices, recording, attention that takes no mask (flash).
 """
 
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from visiondrop.arrange import Picture
 from visiondrop.errors import VisionDropError
 from visiondrop.layout import Layout, Span
+from visiondrop.session import Prefix
 
 from .fixed import ROOMS, Decoder, room_for
 from .replay import CompiledLayers, Notice, Replay
@@ -82,16 +85,24 @@ class Prompts:
             raise NotStatic("the images of a static batch stand at the same place of every row")
         start, count = places.pop()
         tails, device = [row[start + count :] for row in rows], model.device
-        width, guided = max(map(len, tails)), model.pruner is not None and model.pruner.plan.text_guided
-        if min(map(len, tails)) == 0 or (guided and len(set(map(len, tails))) > 1):
-            raise NotStatic("a method that reads the question needs questions of equal length, behind the image")
-        width = width if guided else -(-width // TEXT_STEP) * TEXT_STEP
+        guided = model.pruner is not None and model.pruner.plan.text_guided
+        if guided and len(set(map(len, tails))) > 1:
+            raise NotStatic("a method that reads the question needs questions of equal length")
         return cls(
             torch.tensor([row[:start] for row in rows], device=device).view(len(rows), start).long(),
-            torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=device),
-            torch.tensor([width - len(tail) for tail in tails], device=device),
+            *fill_up(tails, 1 if guided else TEXT_STEP, device),
             [_on(picture, device, model.dtype) for picture in pictures],
         )
+
+
+def fill_up(rows: Sequence[Sequence[int]], step: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """([B, A] ids filled up on the right, A a multiple of `step`; [B] long, by how many)."""
+    if min(map(len, rows), default=0) == 0:
+        raise NotStatic("no text behind the image")
+    width = -(-max(map(len, rows)) // step) * step
+    spare = [width - len(row) for row in rows]
+    ids = torch.tensor([[*row, *[0] * more] for row, more in zip(rows, spare)], device=device)
+    return ids, torch.tensor(spare, device=device)
 
 
 def _place(row: list[int]) -> tuple[int, int]:
@@ -109,53 +120,71 @@ def _on(picture: Picture, device: torch.device, dtype: torch.dtype) -> Picture:
 
 
 class Static:
-    """Buffers, prefill and decoding steps for prompts of one key."""
+    """A first pass and decoding steps, of shapes that never change.
 
-    def __init__(self, model: nn.Module, prompts: Prompts, room: int, how: dict[str, Any]):
-        """how: see `Replay`."""
-        self.model, self._how, self._prefill = model, how, None
-        self.before, self.after, self.spare = (
-            x.clone() for x in (prompts.before, prompts.after, prompts.spare)
-        )
-        first = prompts.pictures[0]
-        self.pixels = torch.stack([p.pixels for p in prompts.pictures])
-        self.pictures = [Picture(first.shape, pixels, first.grid, first.ids) for pixels in self.pixels]
-        self.block = model.account(first).block
-        text = self.before.shape[1] + self.after.shape[1]
-        visual = [self.block] * first.shape.layers if model.pruner is None else self._lengths(first)
-        lengths, logical = [n + text for n in visual], self.block + text
-        self.decoder = Decoder(model, lengths, logical, len(self.before), room, **how)
+    Attributes:
+        after: [B, A] ids of the text that ends the prompts, filled up on the right; spare: [B] long, by how many.
+    """
 
-    def _lengths(self, picture: Picture) -> list[int]:
-        return self.model.pruner.plan_for(picture.shape).tokens_per_layer()
+    def __init__(self, model: nn.Module, after: Tensor, lengths: list[int], logical: int, room: int, how: dict[str, Any]):
+        """Args:
+        lengths: columns in every layer before `after`; logical: in unpruned length.
+        how: see `Replay`.
+        """
+        rows, width = after.shape
+        self.model, self.how, self._first = model, how, None
+        self.after, self.spare = after.clone(), torch.zeros(rows, dtype=torch.long, device=model.device)
+        self.decoder = Decoder(model, [n + width for n in lengths], logical + width, rows, room, **how)
 
-    @property
-    def captured(self) -> bool:
-        """Whether the prefill is replayed from a graph, and every kind of step so far."""
-        return self._prefill is not None and self._prefill.captured and self.decoder.captured
-
-    def start(self, prompts: Prompts) -> None:
-        """Prefill prompts of the same key; the first new tokens are then in `decoder.token` and `decoder.out`."""
-        for buffer, given in ((self.before, prompts.before), (self.after, prompts.after), (self.spare, prompts.spare)):
-            buffer.copy_(given)
-        for buffer, picture in zip(self.pixels, prompts.pictures, strict=True):
-            buffer.copy_(picture.pixels)
-        if self._prefill is None:
-            self._prefill = Replay(self._run, self.pixels.device, **self._how)
-        self._prefill()
+    def first(self, after: Tensor, spare: Tensor) -> None:
+        """The first new tokens of other prompts; they are then in `decoder.token` and `decoder.out`."""
+        self.after.copy_(after)
+        self.spare.copy_(spare)
+        if self._first is None:
+            self._first = Replay(self._run, self.model.device, **self.how)
+        self._first()
 
     def reserve(self, room: int) -> None:
         """Have room for so many new tokens."""
         if self.decoder.reserve(room):
-            self._prefill = None  # it writes into buffers that are gone
+            self._first = None  # it writes into buffers that are gone
 
     def decode(self, number: int) -> None:
         """New token `number`; see `Decoder.decode`."""
         if self.decoder.decode(number):
-            self._prefill = None
+            self._first = None
 
     def _run(self) -> None:
-        """Tower, stages, decoder, head on each row's last token."""
+        raise NotImplementedError
+
+    def _finish(self, states: Tensor) -> None:
+        """The head on each row's last token; states [B, at least A, D]."""
+        self.decoder.cache.spare.copy_(self.spare)
+        last = (self.after.shape[1] - 1 - self.spare).view(-1, 1, 1).expand(-1, 1, states.shape[2])
+        self.decoder.first(states[:, -self.after.shape[1] :].gather(1, last))
+
+
+class StaticPrompts(Static):
+    """Whole prompts: tower, stages, prefill."""
+
+    def __init__(self, model: nn.Module, prompts: Prompts, room: int, how: dict[str, Any]):
+        shape, self.before = prompts.pictures[0].shape, prompts.before.clone()
+        self.block, pruner = model.account(prompts.pictures[0]).block, model.pruner
+        visual = [self.block] * shape.layers if pruner is None else pruner.plan_for(shape).tokens_per_layer()
+        start = self.before.shape[1]
+        super().__init__(model, prompts.after, [n + start for n in visual], self.block + start, room, how)
+        first = prompts.pictures[0]
+        self.pixels = torch.stack([p.pixels for p in prompts.pictures])
+        self.pictures = [Picture(shape, pixels, first.grid, first.ids) for pixels in self.pixels]
+
+    def start(self, prompts: Prompts) -> None:
+        """Prefill prompts of the same key."""
+        self.before.copy_(prompts.before)
+        for buffer, picture in zip(self.pixels, prompts.pictures, strict=True):
+            buffer.copy_(picture.pixels)
+        self.first(prompts.after, prompts.spare)
+
+    def _run(self) -> None:
         model, decoder, (rows, start) = self.model, self.decoder, self.before.shape
         stack, width = model.model, decoder.logical
         embeds, accounts = model.encode_pictures(self.pictures)
@@ -165,10 +194,27 @@ class Static:
         spans = [Span(row, start, account) for row, account in enumerate(accounts)]
         layout = Layout(spans, [width] * rows, width, None, [[width] for _ in range(rows)])
         cache = decoder.cache.empty(model.config)
-        states = stack(inputs_embeds=hidden, past_key_values=cache, use_cache=True, layout=layout).last_hidden_state
-        decoder.cache.spare.copy_(self.spare)
-        last = (self.after.shape[1] - 1 - self.spare).view(-1, 1, 1).expand(-1, 1, states.shape[2])
-        decoder.first(states[:, -self.after.shape[1] :].gather(1, last))
+        output = stack(inputs_embeds=hidden, past_key_values=cache, use_cache=True, layout=layout)
+        self._finish(output.last_hidden_state)
+
+
+class StaticQuestions(Static):
+    """Questions behind a prefix (`visiondrop.session`), whose keys and values are copied in when it changes."""
+
+    def __init__(self, model: nn.Module, prefix: Prefix, after: Tensor, room: int, how: dict[str, Any]):
+        lengths = [layer.keys.shape[2] for layer in prefix.cache.layers]
+        super().__init__(model, after, lengths, prefix.length, room, how)
+        self._loaded: Callable[[], Prefix | None] = lambda: None
+
+    def start(self, prefix: Prefix, after: Tensor, spare: Tensor) -> None:
+        """Ask other questions of the same key."""
+        if self._loaded() is not prefix:
+            self.decoder.cache.load(prefix.cache)
+            self._loaded = weakref.ref(prefix)  # how long prefixes are held is for their store to say
+        self.first(after, spare)
+
+    def _run(self) -> None:
+        self._finish(self.decoder.read(self.after))
 
 
 class StaticGenerator:
@@ -190,31 +236,60 @@ class StaticGenerator:
         cuda = model.device.type == "cuda"
         layers = CompiledLayers(model.model.layers, self.notice, compiler) if compiler and not cuda else None
         pool = torch.cuda.graph_pool_handle() if cuda else None
-        self._how = {"layers": layers, "pool": pool, "notice": self.notice}
+        self.how = {"layers": layers, "pool": pool, "notice": self.notice}
 
     @property
     def failed(self) -> bool:
         """Whether a capture or a compilation failed."""
-        layers, made = self._how["layers"], self._made.values()
-        if layers is not None:
-            return layers.failed
-        return self.model.device.type == "cuda" and any(not static.captured for static in made)
+        return self.notice.failed
 
-    def static(self, prompts: Prompts, room: int = ROOMS[0]) -> Static:
-        """The buffers and graphs for prompts of this key."""
-        if prompts.key not in self._made:
-            if len(self._made) >= self.most_shapes:
-                self._made.pop(next(iter(self._made)))
-            self._made[prompts.key] = Static(self.model, prompts, room, self._how)
-        return self._made[prompts.key]
+    @property
+    def outcome(self) -> str:
+        """What became of it so far: "on", or "partly" or "eager" where some or all calls had no static shape."""
+        if self.failed:
+            return "eager"
+        static, eager = self.calls["static"], self.calls["eager"]
+        return "on" if not eager else "partly" if static else "eager"
 
     def generate(self, input_ids: Tensor, images: Any, image_sizes: Any = None, **settings: Any) -> Tensor | None:
         """As `model.generate`: [B, new] new ids, or None where the call has no static shape."""
+
+        def begin(room: int) -> Static:
+            prompts = Prompts.read(self.model, input_ids, settings.get("attention_mask"), images, image_sizes)
+            static = self.held(prompts.key, lambda: StaticPrompts(self.model, prompts, room, self.how))
+            static.start(prompts)
+            return static
+
+        return self._answer(begin, settings)
+
+    def behind(self, prefix: Prefix, rows: Sequence[Sequence[int]], **settings: Any) -> Tensor | None:
+        """As `visiondrop.session.continue_prefix`: [B, new] new ids, or None where the call has no static shape."""
+
+        def begin(room: int) -> Static:
+            after, spare = fill_up(rows, TEXT_STEP, self.model.device)
+            lengths = tuple(layer.keys.shape[2] for layer in prefix.cache.layers)
+            key = "behind", after.shape, lengths, prefix.length
+            static = self.held(key, lambda: StaticQuestions(self.model, prefix, after, room, self.how))
+            static.start(prefix, after, spare)
+            return static
+
+        return self._answer(begin, settings)
+
+    def held(self, key: tuple, make: Callable[[], Static]) -> Static:
+        """The buffers and graphs of this key, made where there are none; the oldest leave when there are too many."""
+        if key not in self._made:
+            if len(self._made) >= self.most_shapes:
+                self._made.pop(next(iter(self._made)))
+            self._made[key] = make()
+        return self._made[key]
+
+    def _answer(self, begin: Callable[[int], Static], settings: dict[str, Any]) -> Tensor | None:
+        """What `begin(room)` has started, to its end."""
         try:
             limit, ends, pad = self._settings(settings)
             with torch.inference_mode():
-                prompts = Prompts.read(self.model, input_ids, settings.get("attention_mask"), images, image_sizes)
-                out = self._run(prompts, limit, ends, pad)
+                static = begin(room_for(min(limit, FIRST_ROOM)))
+                out = self._steps(static, limit, ends, pad)
         except (NotStatic, VisionDropError) as reason:  # what is wrong with the arguments, `generate` itself will say
             self.calls["eager"] += 1
             if isinstance(reason, NotStatic):
@@ -223,16 +298,15 @@ class StaticGenerator:
         self.calls["static"] += 1
         return out.clone()
 
-    def _run(self, prompts: Prompts, limit: int, ends: Tensor, pad: int) -> Tensor:
-        static = self.static(prompts, room_for(min(limit, FIRST_ROOM)))
-        static.start(prompts)
+    def _steps(self, static: Static, limit: int, ends: Tensor, pad: int) -> Tensor:
+        """Greedy steps until every row has ended or has `limit` new tokens: [B, new]."""
         often = self.model.device.type != "cuda"
         for number in range(1, limit):
             look = len(ends) and (often or number <= LOOK_EVERY or number % LOOK_EVERY == 0)
             if look and bool(torch.isin(static.decoder.out[:, :number], ends).any(1).all()):
                 break
             static.decode(number)
-        return _cut(static.decoder.out[:, :limit], ends, pad, number_of=limit)
+        return _cut(static.decoder.out[:, :limit], ends, pad)
 
     def _settings(self, given: dict[str, Any]) -> tuple[int, Tensor, int]:
         """(most new tokens, ids that end an answer, id that stands behind them).
@@ -264,9 +338,8 @@ class StaticGenerator:
         return asked["max_new_tokens"], ends, pad
 
 
-def _cut(out: Tensor, ends: Tensor, pad: int, number_of: int) -> Tensor:
+def _cut(out: Tensor, ends: Tensor, pad: int) -> Tensor:
     """Padding behind each row's end; columns up to where the last row ends."""
     is_end = torch.isin(out, ends)
     behind = is_end.cumsum(1) - is_end.long() > 0
-    width = min(number_of, int((~behind).sum(1).max()))
-    return out.masked_fill(behind, pad)[:, :width]
+    return out.masked_fill(behind, pad)[:, : int((~behind).sum(1).max())]

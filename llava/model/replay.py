@@ -23,11 +23,17 @@ class Notice:
     """Says why something runs eagerly, each sentence once.
 
     Attributes:
-        sentences: what has been said.
+        sentences: what has been said; failed: whether any of it was about a capture or a compilation.
     """
 
     def __init__(self):
         self.sentences: list[str] = []
+        self.failed = False
+
+    def failure(self, what: str, error: Exception) -> None:
+        """Say that a capture or a compilation failed."""
+        self.failed = True
+        self(what, error)
 
     def __call__(self, what: str, reason: object) -> None:
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
@@ -38,7 +44,7 @@ class Notice:
 
 
 class Replay:
-    """A function without arguments or result, captured on CUDA at its first call; elsewhere only called.
+    """A function without arguments or result, captured when this is made on CUDA; elsewhere only called.
 
     Attributes:
         captured: whether a graph is replayed.
@@ -81,7 +87,7 @@ class Replay:
                 function()
             self._graph, self.captured = graph, True
         except FAILURES as error:
-            (notice or Notice())("a CUDA graph could not be captured", error)
+            (notice or Notice()).failure("a CUDA graph could not be captured", error)
 
     def __call__(self) -> None:
         if self.captured:
@@ -107,7 +113,7 @@ class _Catch:
 
 
 def put(buffer: Tensor, at: Tensor, new: Tensor) -> None:
-    """Write new [B, H, 1, E] into buffer [B, H, n, E] at each row's place at [B, 1, 1, 1]."""
+    """Write new [B, H, T, E] into buffer [B, H, n, E] at the columns at [B or 1, 1, T, 1]."""
     buffer.scatter_(2, at.expand_as(new), new)
 
 
@@ -124,7 +130,7 @@ def _first_pass(layer: nn.Module, hidden: Tensor, mask: Tensor | None, cos: Tens
 def _step(
     layer: nn.Module, hidden: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, at: Tensor
 ):
-    """One layer on one new token per row, which is written into `keys` and `values`: [B, 1, D]."""
+    """One layer on T new tokens per row, which are written into `keys` and `values`: [B, T, D]."""
     cache = _Catch(keys, values, at)
     return type(layer).forward(
         layer, hidden, attention_mask=mask, position_embeddings=(cos, sin), position_ids=None, past_key_values=cache
@@ -175,7 +181,7 @@ class CompiledLayers:
         except FAILURES as error:
             # Buffers may have been written, with what the eager layer now writes again.
             self.failed = True
-            self._notice("torch.compile failed on this machine", error)
+            self._notice.failure("torch.compile failed on this machine", error)
             return type(layer).forward(layer, hidden, **given)
         cache.update(key, value, index)
         return hidden
