@@ -27,13 +27,17 @@ from eval import benchmarks, data
 from eval.answers import reason
 from eval.errors import EvaluationError
 from eval.settings import Settings
+from eval.tower_memory import TowerMemory
 from visiondrop.errors import VisionDropError
 
 KEPT = ("doc_id", "target", "doc")
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, memory: TowerMemory | None = None) -> None:
     """Answer, score, and (on rank 0) write samples.jsonl and outcome.json.
+
+    Args:
+        memory: of the vision tower's work, where several runs of one process share it.
 
     Raises:
         EvaluationError: anything that went wrong, in one sentence; the traceback, if it is not ours, is in the log.
@@ -41,7 +45,7 @@ def run(settings: Settings) -> None:
     folder, rank = settings.folder, int(os.environ.get("RANK", 0))
     try:
         quiet(folder, rank)
-        results, lm = _evaluate(settings)
+        results, lm = _evaluate(settings, memory)
         if rank == 0:
             _write(settings, results, lm)
     except VisionDropError as error:
@@ -80,7 +84,7 @@ def quiet(folder: Path, rank: int) -> None:
     logger.add(sys.stderr, level="ERROR", format="{message}")
 
 
-def _evaluate(settings: Settings) -> tuple[dict[str, Any] | None, Any]:
+def _evaluate(settings: Settings, memory: TowerMemory | None) -> tuple[dict[str, Any] | None, Any]:
     """lmms-eval's result dictionary (None on ranks above 0) and our model object."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
@@ -103,6 +107,8 @@ def _evaluate(settings: Settings) -> tuple[dict[str, Any] | None, Any]:
         layout=settings.layout,
         **settings.options,
     )
+    if memory is not None:
+        memory.attach(lm.model, f"{settings.model_fingerprint} {settings.dtype} {settings.device} {settings.attention}")
     try:
         if lm.world_size != settings.processes:
             raise EvaluationError(f"{settings.processes} processes were asked for and {lm.world_size} are running")
@@ -198,7 +204,7 @@ def clear_products(folder: Path) -> None:
     shutil.rmtree(folder / "submissions", ignore_errors=True)
 
 
-def _die_with(driver: int) -> None:
+def die_with(driver: int) -> None:
     """End this process when the driver is gone (kill -9), so that no orphan goes on writing answers."""
 
     def watch() -> None:
@@ -215,7 +221,7 @@ def _die_with(driver: int) -> None:
 def main(argv: list[str]) -> int:
     """Entry of one process among several; a failure is left in failure-<rank>.json for the driver to tell."""
     settings = Settings.from_json(Path(argv[0]).read_text(encoding="utf-8"))
-    _die_with(int(argv[1]))
+    die_with(int(argv[1]))
     try:
         run(settings)
     except EvaluationError as error:

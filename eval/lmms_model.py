@@ -172,7 +172,7 @@ class LlavaVisionDrop(lmms):
     def _batches(self, waiting: list[str], by_key: dict[str, Instance]) -> list[list[str]]:
         """Keys in batches of equal generation settings, longest prompt first (memory peaks at the start).
 
-        With reuse, a batch also holds questions of one image only.
+        With reuse, a batch holds all waiting questions of its images, or as many of a single image as it can.
         """
         groups: dict[tuple[str, str], list[str]] = {}
         if self.reuse is not None:
@@ -185,6 +185,8 @@ class LlavaVisionDrop(lmms):
             length = {k: len(self.tokenizer.encode(by_key[k].args[0], add_special_tokens=False)) for k in keys}
             keys.sort(key=lambda k: (-length[k], by_key[k].args[0]))
             batches += [keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size)]
+        if self.reuse is not None:
+            batches = self.reuse.join(batches, by_key, self.batch_size)
         if self.sharded:
             # A rank with fewer batches asks one question again, else the others wait for it for ever.
             most = int(self.accelerator.gather(torch.tensor([len(batches)], device=self.device)).max())

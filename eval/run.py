@@ -28,6 +28,7 @@ from eval import benchmarks, data, evaluate, fingerprint, judge, launch, rows, s
 from eval.answers import reason
 from eval.errors import EvaluationError
 from eval.settings import Settings, number
+from eval.tower_memory import TowerMemory
 from visiondrop.__main__ import add_method_arguments, method_options
 from visiondrop.errors import VisionDropError
 from visiondrop.plan import VisualShape
@@ -215,7 +216,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def start(settings: Settings, force: bool) -> dict[str, Any]:
+def start(settings: Settings, force: bool, memory: TowerMemory | None = None) -> dict[str, Any]:
     """Do the run, or what is left of it, and return its row."""
     folder = settings.folder
     if (folder / "row.json").exists() and not force:
@@ -236,7 +237,7 @@ def start(settings: Settings, force: bool) -> dict[str, Any]:
         if settings.processes > 1 and launch.world()[1] == 1:
             launch.start(settings)
         else:
-            evaluate.run(settings)
+            evaluate.run(settings, memory)
     benchmark = benchmarks.get(settings.benchmark, settings.protocol)
     if benchmark.judged:
         judge.judge_run(folder, _judge(benchmark, settings.judge_url, settings.judge_model))
@@ -359,8 +360,12 @@ def _member(settings: Settings) -> None:
     evaluate.run(settings)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 refused or failed (one sentence on stderr), 130 interrupted."""
+def main(argv: list[str] | None = None, memory: TowerMemory | None = None) -> int:
+    """Exit code: 0 done, 2 refused or failed (one sentence on stderr), 130 interrupted.
+
+    Args:
+        memory: what the vision tower made of pictures, shared by the runs of one process (eval/many.py).
+    """
     args = parser().parse_args(argv)
     rank, world = launch.world()
     try:
@@ -371,7 +376,7 @@ def main(argv: list[str] | None = None) -> int:
             _member(settings)
             return 0
         with locked(settings.folder):
-            row = start(settings, args.force)
+            row = start(settings, args.force, memory)
             print(summary(row, settings.folder))
             record(settings, row)
     except VisionDropError as error:

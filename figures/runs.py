@@ -10,6 +10,7 @@ The cost is printed first.  A run whose row is there is not repeated; an interru
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,13 @@ import pandas as pd
 from tqdm import tqdm
 
 import visiondrop
+from eval import many
 from eval.benchmarks import ROOT
 from eval.errors import EvaluationError
 from figures import cells, tables
 from figures.settings import Column, Entry, Variant
 from visiondrop.errors import VisionDropError
+from visiondrop.plan import Plan
 
 FROM_ROWS = ("table1", "table2", "table3", "figure2", "figure6")
 RANDOM_SEEDS = 5
@@ -84,16 +87,19 @@ def _filled(
     return any(not wanted or row.get("seed", 0) == wanted[0] for row in found["options"])
 
 
+def plan_of(variant: Variant, entry: Entry) -> Plan:
+    """The plan of an entry on the variant's model."""
+    tokens = None if entry.is_base else entry.tokens
+    return visiondrop.plan(entry.method, tokens, shape=variant.shape, options=entry.options)
+
+
 def seconds(run: Run, variant: Variant, card: tuple[float, float, float]) -> float:
     """Estimated duration of a run on a card: questions times (overhead + prefill + decoding), and loading."""
     spec = cells.spec_of(run.benchmark, variant.protocol)
     dims = tables.dims_of(variant)
     if dims is None or spec is None or spec.rows is None:
         return LOADING[variant.kind]
-    entry = run.entry
-    plan = visiondrop.plan(
-        entry.method, None if entry.is_base else entry.tokens, shape=variant.shape, options=entry.options
-    )
+    plan = plan_of(variant, run.entry)
     beside, rate, step = card
     return LOADING[variant.kind] + spec.rows * (beside + plan.ledger(dims).flops / rate + STEPS * step)
 
@@ -134,12 +140,14 @@ def plan_runs(names: list[str], args: argparse.Namespace) -> list[tuple[Variant,
     return list(out.values())
 
 
-def command(variant: Variant, run: Run, args: argparse.Namespace) -> list[str]:
-    """The whole command line of one run."""
+def eval_arguments(variant: Variant, run: Run, args: argparse.Namespace) -> list[str]:
+    """All arguments of eval.run for one run."""
     model = args.model or str(ROOT / variant.models[0])
-    out = [sys.executable, "-m", "eval.run", *run.arguments(), "--model", model, "--protocol", variant.protocol]
+    out = [*run.arguments(), "--model", model, "--protocol", variant.protocol]
     if variant.kind == "testbed" and "--batch-size" not in args.more:
         out += ["--batch-size", "16"]
+    if variant.kind == "testbed" and "--reuse" not in args.more and not plan_of(variant, run.entry).text_guided:
+        out += ["--reuse", "on"]
     if variant.layout == "fixed-2880":
         out += ["--layout", variant.layout]
     for name in ("data", "device", "out"):
@@ -148,12 +156,32 @@ def command(variant: Variant, run: Run, args: argparse.Namespace) -> list[str]:
     return out + (["--force"] if args.force else []) + list(args.more)
 
 
+def _separately(lists: list[list[str]]) -> Iterator[tuple[int, int, str]]:
+    """Each run in a process of its own, one after another: a large model leaves nothing on the card."""
+    for number, arguments in enumerate(lists):
+        yield number, subprocess.run([sys.executable, "-m", "eval.run", *arguments]).returncode, ""
+
+
 def do(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
-    """All runs, one after another; a failed one is told and the next is done."""
+    """All runs; a failed one is told and the next is done.
+
+    The testbed's share processes, `args.jobs` at a time; those of large models are done one after another.
+
+    Raises:
+        KeyboardInterrupt: a run was interrupted.
+    """
     failed = []
-    for variant, run in tqdm(found, desc="runs", unit="run"):
-        if subprocess.run(command(variant, run, args), cwd=ROOT).returncode:
-            failed.append(" ".join(run.arguments()))
+    small, large = ([(v, r) for v, r in found if (v.kind == "testbed") == wanted] for wanted in (True, False))
+    with tqdm(total=len(found), desc="runs", unit="run") as bar:
+        for runs, way in ((small, lambda lists: many.each(lists, args.jobs)), (large, _separately)):
+            for number, code, text in way([eval_arguments(v, r, args) for v, r in runs]) if runs else ():
+                if code == many.INTERRUPTED:
+                    raise KeyboardInterrupt
+                if code:
+                    failed.append(" ".join(runs[number][1].arguments()))
+                if text:
+                    bar.write(text)
+                bar.update()
     for name in failed:
         print(f"error: this run failed: {name}", file=sys.stderr)
     return 2 if failed else 0
@@ -180,6 +208,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, …")
     parser.add_argument("--dry-run", action="store_true", help="only say what is missing and what it costs")
     parser.add_argument("--force", action="store_true", help="do every run again")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="testbed: runs at a time (default: 1)")
 
 
 def main(argv: list[str] | None = None) -> int:
