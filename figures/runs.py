@@ -144,10 +144,10 @@ def eval_arguments(variant: Variant, run: Run, args: argparse.Namespace) -> list
     """All arguments of eval.run for one run."""
     model = args.model or str(ROOT / variant.models[0])
     out = [*run.arguments(), "--model", model, "--protocol", variant.protocol]
-    if variant.kind == "testbed" and "--batch-size" not in args.more:
-        out += ["--batch-size", "16"]
-    if variant.kind == "testbed" and "--reuse" not in args.more and not plan_of(variant, run.entry).text_guided:
-        out += ["--reuse", "on"]
+    if variant.kind == "testbed":
+        shared = not plan_of(variant, run.entry).text_guided
+        usual = {"--batch-size": "64" if shared else "16", "--reuse": "on" if shared else "off"}
+        out += [x for name, value in usual.items() if name not in args.more for x in (name, value)]
     if variant.layout == "fixed-2880":
         out += ["--layout", variant.layout]
     for name in ("data", "device", "out"):

@@ -251,11 +251,19 @@ def test_command_of_a_run():
     variant, _ = settings.variant("figure2", MODEL)
     entry = settings.Entry("pyramiddrop", "x", 64, {"score": "visual"})
     run = runs.Run("gqa", entry, runs.options_of(entry)[0])
-    line = runs.command(variant, run, arguments(device="cuda", more=["--limit", "8"]))
-    assert line[1:] == [
-        "-m", "eval.run", "gqa", "--method", "pyramiddrop", "--tokens", "64", "--option", "score=visual",
+    line = runs.eval_arguments(variant, run, arguments(device="cuda", more=["--limit", "8"]))
+    assert line == [
+        "gqa", "--method", "pyramiddrop", "--tokens", "64", "--option", "score=visual",
         "--model", MODEL, "--protocol", "offline", "--device", "cuda", "--limit", "8",
     ]  # fmt: skip
+
+
+def test_the_testbed_shares_caches_where_the_method_reads_no_question():
+    variant, _ = settings.variant("figure2")
+    for options, shared in (({"score": "visual"}, True), ({}, False)):
+        run = runs.Run("testbed", settings.Entry("pyramiddrop", "x", 64, options), ())
+        line = runs.eval_arguments(variant, run, arguments(model=None))
+        assert line[line.index("--reuse") + 1] == ("on" if shared else "off") and "--batch-size" in line
 
 
 def test_dry_run_says_the_cost_and_runs_nothing(capsys):
