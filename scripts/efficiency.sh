@@ -23,13 +23,21 @@ cpu)
 gpu)
     # performance.md §2: LLaVA-1.5 576 -> 64 and LLaVA-NeXT-like 2880 -> 320, at the full size of the 7B model.
     out=$folder/gpu.jsonl
-    attention=sdpa
-    if "$PYTHON" -c "import flash_attn" 2>/dev/null; then attention=flash_attention_2; fi
-    common=(--size 7b --device cuda --dtype bfloat16 --attention "$attention" --rounds 15 --out "$out")
-    "$PYTHON" -m eval.efficiency sweep "${common[@]}" --methods none,stock,visiondrop --tokens 64 --batch 1,8,32
-    "$PYTHON" -m eval.efficiency sweep "${common[@]}" --methods none,visiondrop --tokens 320 --units 5 --batch 1,8,32
-    static=(--size 7b --device cuda --dtype bfloat16 --rounds 15 --out "$out")
-    "$PYTHON" -m eval.efficiency graphs "${static[@]}" --batch 1,32
+    if ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+        echo "error: torch finds no CUDA card here; run this on a machine with one, or 'cpu' in place of 'gpu'" >&2
+        exit 2
+    fi
+    common=(--size 7b --device cuda --dtype bfloat16 --out "$out")
+    attentions=(sdpa)
+    if "$PYTHON" -c "import flash_attn" 2>/dev/null; then attentions+=(flash_attention_2); fi
+    # Time, memory, decode and largest batch of Table 4's rows; a batch the card cannot hold is left out with a word.
+    for attention in "${attentions[@]}"; do
+        sweep=("$PYTHON" -m eval.efficiency sweep "${common[@]}" --attention "$attention" --rounds 15 --steps 16)
+        "${sweep[@]}" --methods none,stock,visiondrop --tokens 64,32 --batch 1,8,32,64
+        "${sweep[@]}" --methods none,stock,visiondrop --tokens 320,160 --units 5 --batch 1,8,32,64
+    done
+    # With and without graphs: what compile=True switches on.  Graphs need attention that takes a mask.
+    "$PYTHON" -m eval.efficiency graphs "${common[@]}" --rounds 15 --tokens 64,32 --batch 1,32
     "$PYTHON" -m eval.efficiency score --device cuda --dtype bfloat16 --out "$out"
     "$PYTHON" -m eval.efficiency memory --device cuda --dtype bfloat16 --out "$out"
     ;;

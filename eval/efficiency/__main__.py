@@ -4,7 +4,7 @@
     python -m eval.efficiency sweep --size 7b --device cuda --dtype bfloat16 --batch 1,32 --attention flash_attention_2
     python -m eval.efficiency goals                      # the ratios speed is judged by (goals.py)
     python -m eval.efficiency memory                     # prefill memory from 576 to 32k visual tokens
-    python -m eval.efficiency graphs --device cuda       # with and without static shapes (CUDA graphs)
+    python -m eval.efficiency graphs --device cuda       # with and without `compile=True`; also: sweep ... --compile
     python -m eval.efficiency score --device cuda        # the score alone, chunked against fused
     python -m eval.efficiency plot results/efficiency/*.jsonl
 
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--steps", type=int, default=8, help="decoding steps timed")
     text = models.BEFORE + models.AFTER
     sweep.add_argument("--text", type=int, default=text, help="text tokens, 35 of them before the image")
+    sweep.add_argument("--compile", action="store_true", help="then the rows of `graphs`: with and without static shapes")
     sweep.add_argument("--memory-limit", type=float, default=24, help="GB for the largest batch")
     goal = commands.add_parser("goals", help="the judged ratios")
     goal.add_argument("--only", nargs="*", choices=goals.GOALS, default=list(goals.GOALS))
@@ -107,9 +108,13 @@ def sweep(args: argparse.Namespace) -> None:
     columns |= {"decode": 20, "MiB": 8, "img/s": 8, "max batch": 10}
     print("".join(f"{name:<{-width}}" if width < 0 else f"{name:>{width}}" for name, width in columns.items()))
     for batch in numbers("--batch", args.batch):
-        bench = Bench(model, stock, args.units, batch, args.steps, args.text)
-        bench.measure(cases, args.rounds, lambda phase: print(f"  batch {batch}: {phase} measured", file=sys.stderr))
-        rows = [bench.row(case, rates, args.memory_limit * 1e9) for case in cases]
+        try:
+            bench = Bench(model, stock, args.units, batch, args.steps, args.text)
+            bench.measure(cases, args.rounds, lambda phase: print(f"  batch {batch}: {phase} measured", file=sys.stderr))
+        except torch.cuda.OutOfMemoryError:
+            print(f"  batch {batch}: the card's memory is full; larger batches are left out", file=sys.stderr)
+            break
+        rows = [{**bench.row(case, rates, args.memory_limit * 1e9), "tower": args.tower} for case in cases]
         record.append(args.out, [{**record.certificate(args.device, args.dtype), **row} for row in rows])
         for case, row in zip(cases, rows):
             ms = row["ms"]
@@ -118,6 +123,8 @@ def sweep(args: argparse.Namespace) -> None:
                 f"{row['roofline_ms']['prefill']:>10.1f}{spread(ms['decode']):>20}{row['memory_bytes'] / 2**20:>8.0f}"
                 f"{row['images_per_s']:>8.2f}{row['max_batch']:>10}"
             )
+    if args.compile:
+        compare_static(args, model, [case for case in cases if case.method != STOCK])
 
 
 def spread(values: dict[str, float], digits: int = 1) -> str:
@@ -191,9 +198,13 @@ def scoring(args: argparse.Namespace) -> None:
 
 def graphed(args: argparse.Namespace) -> None:
     """First token and decoding step, eager against static."""
-    model = models.build(args.size, **settings_of(args))
+    compare_static(args, models.build(args.size, **settings_of(args)), cases_of(args))
+
+
+def compare_static(args: argparse.Namespace, model, cases: list[Case]) -> None:
+    """The rows of `graphs` for a model at hand."""
     for batch in numbers("--batch", args.batch):
-        rows = graphs.measure(model, cases_of(args), batch, args.rounds, args.steps)
+        rows = graphs.measure(model, cases, batch, args.rounds, args.steps)
         record.append(
             args.out, [{**record.certificate(args.device, args.dtype), "size": args.size, **row} for row in rows]
         )
@@ -212,6 +223,8 @@ def main(argv: list[str] | None = None) -> int:
             for path in plots.draw(record.load(args.rows), args.folder):
                 print(path)
             return 0
+        if getattr(args, "compile", False) and args.units > 1:
+            raise EvaluationError("--compile measures images of one crop: leave out --units, or --compile")
         if args.device != "cpu" and not torch.cuda.is_available():
             raise EvaluationError(f"--device {args.device}: torch finds no card here; use --device cpu")
         torch.set_num_threads(args.threads)

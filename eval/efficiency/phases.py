@@ -183,8 +183,15 @@ class Bench:
             "decode_tokens_per_s": 1e3 * self.batch / phases["decode"]["median"],
             "memory_bytes": held,
             "max_batch": int((limit_bytes - memory.weight_bytes(model)) // (held / self.batch)),
+            "max_batch_new_tokens": {str(new): self._largest(held, new, dims, limit_bytes, model) for new in (8, 128)},
             "memory_limit_bytes": limit_bytes,
         }
+
+    def _largest(self, held: int, new: int, dims, limit_bytes: float, model: nn.Module) -> int:
+        """Most rows within the limit when each also generates `new` tokens; computed from the memory per row."""
+        width = next(model.parameters()).element_size()
+        per_token = 2 * width * dims.layers * dims.hidden * dims.kv_share
+        return int((limit_bytes - memory.weight_bytes(model)) // (held / self.batch + new * per_token))
 
     def _after_apply(self, case: Case) -> Callable[[], object]:
         self.apply(case)

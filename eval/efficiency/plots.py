@@ -59,12 +59,15 @@ def throughput(rows: list[dict[str, Any]], folder: Path) -> Path | None:
     if len({r["batch"] for r in rows}) < 2:
         return None
     figure, axes = _figure()
-    for case in dict.fromkeys((r["method"], r["tokens"]) for r in rows):
-        own = [r for r in rows if (r["method"], r["tokens"]) == case]
-        label = " ".join(str(part) for part in case if part is not None)
+    for case in dict.fromkeys((r["method"], r["tokens"], r["units"], r["attention"]) for r in rows):
+        own = [r for r in rows if (r["method"], r["tokens"], r["units"], r["attention"]) == case]
+        method, tokens, units, attention = case
+        label = f"{method} {tokens or ''}" + (f", {units} crops" if units > 1 else "")
+        label += "" if attention == "sdpa" else f", {attention}"
         axes.plot([r["batch"] for r in own], [r["images_per_s"] for r in own], marker="o", label=label)
     axes.set(xlabel="batch", ylabel="images per second, encode + prefill", ylim=(0, None))
-    return _save(figure, axes, folder, "throughput", _place(rows[0]))
+    tower = ", tower of two narrow layers: the decoder's share" if rows[0].get("tower") == "tiny" else ""
+    return _save(figure, axes, folder, "throughput", _place(rows[0]) + tower)
 
 
 def memory(rows: list[dict[str, Any]], folder: Path) -> Path | None:
