@@ -32,7 +32,7 @@ NOTE = "Question sets of VisionDrop's video testbed"
 DIGESTS = Path(__file__).with_name("digests.json")
 SETS = {
     "validation": SetSpec("validation", 0, 300),
-    "test": SetSpec("test", 0, 600),
+    "test": SetSpec("test", 0, 300),
     "quick": SetSpec("test", 100_000, 100),
 }
 
