@@ -17,7 +17,7 @@ from eval.benchmarks import ROOT
 from figures import capture, runs, settings, style, timings
 from visiondrop.errors import VisionDropError
 
-ROWS = {"table1": "table1", "table2": "table2", "table3": "table3", "figure2": "figure2", "figure6": "figure6",
+ROWS = {"table1": "table1", "table2": "table2", "table3": "table3", "controls": "controls", "figure2": "figure2", "figure6": "figure6",
         "accuracy-tokens": "table1", "accuracy-time": "table1"}  # fmt: skip
 CAPTURED = ("figure1", "figure3", "figure4")
 NAMES = (
@@ -25,6 +25,7 @@ NAMES = (
     "table2",
     "table3",
     "table4",
+    "controls",
     *(f"figure{i}" for i in range(1, 7)),
     "accuracy-tokens",
     "accuracy-time",
@@ -41,8 +42,8 @@ def draw(name: str, args: argparse.Namespace) -> int:
         shared += ["--results", *map(str, args.results)]
     if name in CAPTURED:
         shared += ["--data", str(capture_of(name, args))]
-    if name in ("table1", "table2", "table3"):
-        return importlib.import_module("figures.tables").main([name[-1], *shared])
+    if name in ("table1", "table2", "table3", "controls"):
+        return importlib.import_module("figures.tables").main([name.removeprefix("table"), *shared])
     return importlib.import_module(f"figures.{name.replace('-', '_')}").main(shared)
 
 

@@ -26,7 +26,7 @@ from figures.settings import Column, Entry, Variant
 from visiondrop.errors import VisionDropError
 from visiondrop.plan import Plan
 
-FROM_ROWS = ("table1", "table2", "table3", "figure2", "figure6")
+FROM_ROWS = ("table1", "table2", "table3", "controls", "figure2", "figure6")
 RANDOM_SEEDS = 5
 
 # card: (seconds beside the arithmetic of a question, FLOP/s reached, seconds of a decoding step).  3090: fitted to

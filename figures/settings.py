@@ -157,6 +157,8 @@ def variant(name: str, model: str | None = None) -> tuple[Variant, str]:
     for entry in variants.values():
         if model in entry.models or short in entry.models:
             return entry, Path(model).name if entry.kind == "testbed" else short
+    if "paper" not in variants:
+        raise EvaluationError(f"{name} is about the testbed only, not {model}")
     for other, entries in everything.items():
         if any(short in entry.models for entry in entries.values()):
             raise EvaluationError(

@@ -1,6 +1,7 @@
 """Tables 1–3 from result rows: paper | ours | delta, intervals, n, tokens and FLOPs, footnotes for every empty cell.
 
     python -m figures.tables 1                                              # the testbed, from results/*.jsonl
+    python -m figures.tables controls
     python -m figures.tables 2 --model liuhaotian/llava-v1.6-vicuna-7b --protocol paper
 
 Writes results/tables/table<N>-<variant>[-offline].{md,tex,csv}.  Nothing is run here (see figures.runs) and nothing is
@@ -23,6 +24,7 @@ from figures.settings import Variant
 from visiondrop.errors import VisionDropError
 from visiondrop.flops import LLAVA_7B, VIDEO_LLAVA_7B, ModelDims
 
+CONTROLS = "controls"  # a table of the testbed only
 RESULTS, OUT = ROOT / "results", ROOT / "results" / "tables"
 
 
@@ -154,12 +156,12 @@ def save(files: dict[str, str], folder: Path, name: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m figures.tables", description=__doc__.split("\n")[0])
-    parser.add_argument("table", choices=("1", "2", "3"))
+    parser.add_argument("table", choices=("1", "2", "3", CONTROLS))
     add_arguments(parser)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
     try:
-        variant, model = chosen(f"table{args.table}", args)
+        variant, model = chosen(args.table if args.table == CONTROLS else f"table{args.table}", args)
         files = build(variant, model, cells.load_rows(result_files(args.results)))
         save(files, args.out, stem(variant))
     except VisionDropError as error:
