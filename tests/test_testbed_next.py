@@ -168,3 +168,13 @@ stages:
     assert {line["what"] for line in lines} == {"train", "validation"}
     trainer.course.export(trainer.weights, trainer.recipe.sizes, tmp_path / "out")
     load_pretrained_model(str(tmp_path / "out"), None, "next", device_map="cpu", torch_dtype=torch.float32)
+
+
+def test_the_card_says_what_the_committed_rows_say_about_the_committed_checkpoint():
+    from eval import fingerprint
+    from eval.testbed.next.card import CARD
+
+    assert CARD.main(["--check"]) == 0
+    folder = CARD.card.parent
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 8_000_000
+    assert {row["model_fingerprint"] for row in CARD.rows()} == {fingerprint.checkpoint(str(folder)).fingerprint}
