@@ -17,6 +17,7 @@ from visiondrop.flops import LLAVA_7B, ModelDims
 
 WHOLE = 64 * 2**20  # files up to this size are hashed whole, larger ones by samples
 STEP, SAMPLE = 4 * 2**20, 4096  # every matrix of a 7B model is larger than a step, so each is sampled
+CARDS = (".md",)  # a model card changes no answer, and it is written after the rows that it quotes
 PACKAGES = ("torch", "transformers", "lmms_eval", "datasets", "accelerate")
 
 
@@ -36,10 +37,12 @@ def of_files(files: list[Path], root: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def of_folder(folder: Path) -> str:
-    """Fingerprint of all files below a folder, hidden ones left out."""
+def of_folder(folder: Path, without: tuple[str, ...] = ()) -> str:
+    """Fingerprint of all files below a folder, hidden ones and those with a suffix in `without` left out."""
     files = [
-        f for f in folder.rglob("*") if f.is_file() and not any(p.startswith(".") for p in f.relative_to(folder).parts)
+        f
+        for f in folder.rglob("*")
+        if f.is_file() and f.suffix not in without and not any(p.startswith(".") for p in f.relative_to(folder).parts)
     ]
     return of_files(files, folder)
 
@@ -153,7 +156,7 @@ def checkpoint(model: str) -> Checkpoint:
         path, name, file = str(folder.resolve()), folder.resolve().name, folder / "config.json"
         if not file.is_file():
             raise EvaluationError(f"checkpoint folder {model} holds no config.json: is the download complete?")
-        fingerprint = of_folder(folder)
+        fingerprint = of_folder(folder, without=CARDS)
     elif folder.is_absolute() or model.startswith((".", "~")) or folder.exists():
         raise EvaluationError(f"checkpoint folder {model} does not exist or is not a folder")
     else:
@@ -165,7 +168,7 @@ def checkpoint(model: str) -> Checkpoint:
         raise EvaluationError(f"config.json of checkpoint {model} is missing or damaged: download it again") from None
     tower = tower_folder(path, config)
     if tower is not None and not tower.resolve().is_relative_to(Path(path)):
-        fingerprint += "-" + of_folder(tower)
+        fingerprint += "-" + of_folder(tower, without=CARDS)
     return Checkpoint(path=path, name=name, fingerprint=fingerprint, config=config)
 
 
