@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from llava.model.builder import load_pretrained_model
 from tests import checkpoints, video_models
@@ -74,18 +74,56 @@ def test_original_layout_has_temporal_attention(tmp_path, inside):
     assert loaded.video_shape().source == "video" and processor.crop_size["height"] == video_models.SIDE
 
 
-def test_hub_layout_loads_with_a_warning(tmp_path, caplog):
+@pytest.fixture
+def warnings(caplog):
+    """The log of warnings, transformers' own among them."""
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level(logging.WARNING):
+        yield caplog
+    logging.getLogger("transformers").propagate = False
+
+
+@pytest.mark.parametrize("extra, surplus", [(None, False), ("more.bias", True)])
+def test_one_folder_for_both_towers(tmp_path, warnings, extra, surplus):
+    """The image tower takes from the video tower's folder all but attention over time; other surplus is still said."""
+    model = video_models.native(LAYERS)
+    image = {n: t for n, t in model.state_dict().items() if n.startswith(IMAGE)}
+    assert all(torch.equal(t, model.state_dict()[n.replace(IMAGE, VIDEO)]) for n, t in image.items())
+    place = write_original(tmp_path, model, inside=False)
+    if extra:
+        file = tmp_path / "LanguageBind_video" / "model.safetensors"
+        save_file(load_file(file) | {f"vision_model.encoder.layers.0.{extra}": torch.zeros(1)}, file)
+    fields = dict(mm_image_tower="../LanguageBind_video", mm_video_tower="../LanguageBind_video")
+    config = checkpoints.original_config(LAYERS, None, **fields)
+    config.pop("mm_vision_tower")
+    checkpoints.write_json(place / "config.json", config)
+    _, loaded, *_ = load(place)
+    assert torch.equal(logits(loaded), logits(model))
+    assert ("no place for" in warnings.text) == surplus
+
+
+@pytest.mark.parametrize("says, surplus", [(False, False), (True, True)])
+def test_temporal_weights_of_an_image_tower_of_its_own(tmp_path, warnings, says, surplus):
+    """A folder that only the image tower names may hold attention over time, but may not ask for it unheard."""
+    model = video_models.native(LAYERS)
+    place = write_original(tmp_path, model, inside=False)
+    folder = tmp_path / "LanguageBind_image"
+    tensors = load_file(tmp_path / "LanguageBind_video" / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors")
+    vision = {**video_models.VISION, "add_time_attn": says}
+    checkpoints.write_json(folder / "config.json", {"model_type": "LanguageBindImage", "vision_config": vision})
+    _, loaded, *_ = load(place)
+    assert torch.equal(logits(loaded), logits(model))
+    assert ("no place for" in warnings.text) == surplus
+
+
+def test_hub_layout_loads_with_a_warning(tmp_path, warnings):
     hub = video_models.hub(LAYERS)
     place = tmp_path / "hub"
     hub.save_pretrained(place)
     checkpoints.write_tokenizer(place, "model")
-    logging.getLogger("transformers").propagate = True
-    try:
-        with caplog.at_level(logging.WARNING):
-            _, loaded, *_ = load(place)
-    finally:
-        logging.getLogger("transformers").propagate = False
-    assert "different model" in caplog.text
+    _, loaded, *_ = load(place)
+    assert "different model" in warnings.text
     assert loaded.video_shape().source == "video-without-temporal-attention"
     vocabulary = golden.TEXT["vocab_size"]
     found, expected = logits(loaded)[..., :vocabulary], logits(video_models.native(LAYERS, temporal=False))

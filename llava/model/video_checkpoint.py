@@ -19,6 +19,7 @@ FRAMES = 8
 TOWERS = ("image", "video")
 _TOWER_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
 _COMPUTED = "embeddings.position_ids"
+_TEMPORAL = ".temporal_"
 
 
 def is_video(raw) -> bool:
@@ -79,7 +80,7 @@ def add_towers(config, weights, folder, find, read_json, read_weights) -> None:
             if not getattr(config, field):
                 setattr(config, field, _tower_config(read_json(source / "config.json"), kind, source))
             if not inside:
-                weights.update(_tower_weights(read_weights(source), prefix))
+                weights.update(_tower_weights(read_weights(source), prefix, _over_time(config, kind)))
     video = config.video_config
     if getattr(video, "num_frames", None) is None:
         raise UnsupportedError(f"the video tower of {str(folder)!r} does not say num_frames in its vision_config.")
@@ -95,11 +96,20 @@ def _tower_config(raw, kind: str, folder) -> CLIPVisionConfig:
     return CLIPVisionConfig(**{k: v for k, v in vision.items() if k != "model_type"})
 
 
-def _tower_weights(weights, prefix: str) -> dict:
-    """The vision tensors of a tower's folder under our names."""
+def _over_time(config, kind: str) -> bool:
+    """Whether weights of attention over time are wanted: for pictures only where the image tower's own settings ask
+    for it (and loading then warns); those of a folder that serves both towers are the video's.
+    """
+    if kind == "video":
+        return True
+    return config.mm_image_tower != config.mm_video_tower and getattr(config.vision_config, "add_time_attn", False)
+
+
+def _tower_weights(weights, prefix: str, over_time: bool) -> dict:
+    """The vision tensors of a tower's folder under our names, those of attention over time only if `over_time`."""
     out = {}
     for name, tensor in weights.items():
         name = name.removeprefix("vision_model.")
-        if name.startswith(_TOWER_PARTS) and not name.endswith(_COMPUTED):
+        if name.startswith(_TOWER_PARTS) and not name.endswith(_COMPUTED) and (over_time or _TEMPORAL not in name):
             out[prefix + name] = tensor
     return out
