@@ -98,7 +98,7 @@ class LlavaVisionDrop(lmms):
         self.model.eval()
         self.config = self.model.config
         if layout is not None:
-            use_layout(self.config, layout)
+            use_layout(self.model, layout)
         compiling = compile == "on"
         handle = visiondrop.apply(self.model, method=method, tokens=tokens, compile=compiling, options=options)
         self.ledger, self.static = handle.ledger, self.model.static  # lmms-eval takes the model away at the end

@@ -29,6 +29,7 @@ from eval.answers import reason
 from eval.errors import EvaluationError
 from eval.settings import Settings, number
 from eval.tower_memory import TowerMemory
+from llava.model.anyres import LAYOUTS, check_layout
 from visiondrop.__main__ import add_method_arguments, method_options
 from visiondrop.errors import VisionDropError
 from visiondrop.plan import VisualShape
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("benchmark", help="a name in configs/benchmarks.yaml: " + ", ".join(benchmarks.load()))
     add_method_arguments(p)
     p.add_argument("--model", help="checkpoint folder or hub id (default: the benchmark's 7B model)")
-    p.add_argument("--layout", choices=("anyres", "fixed-2880"), help="LLaVA-NeXT: how pictures are cut")
+    p.add_argument("--layout", choices=LAYOUTS, help="LLaVA-NeXT: how pictures are cut")
     p.add_argument(
         "--protocol", default="offline", help="offline: local splits scored here; paper: the paper's splits and prompts"
     )
@@ -92,6 +93,8 @@ def prepare(args: argparse.Namespace) -> Settings:
     data_fingerprint = data.fingerprint_of(benchmark, folder)
     _judge(benchmark, args.judge_url, args.judge_model)
     checkpoint = fingerprint.checkpoint(args.model or benchmark.default_model)
+    if args.layout is not None:
+        _check_layout(args.layout, checkpoint.config)
     _show_ledger(args, options, checkpoint, quiet=rank != 0)
     device, dtype = _placement(args)
     settings = Settings(
@@ -151,6 +154,13 @@ def _check_folder(folder: Path) -> None:
         raise EvaluationError(
             f"output folder {folder} cannot be written: {reason(error)}; choose another --runs"
         ) from None
+
+
+def _check_layout(layout: str, config: dict[str, Any]) -> None:
+    """What the model will be asked, as far as config.json tells."""
+    hub = config.get("model_type") == "llava_next"
+    ratio = "anyres" if hub else config.get("image_aspect_ratio", "pad")
+    check_layout(layout, ratio, newline=hub or "unpad" in str(config.get("mm_patch_merge_type")))
 
 
 def _show_ledger(

@@ -68,16 +68,24 @@ def test_the_shown_shape_is_the_models(place):
     _, model, *_ = load_pretrained_model(str(place[1]), None, "v16", device_map="cpu", torch_dtype=torch.float32)
     checkpoint = fingerprint.checkpoint(str(place[1]))
     assert run._ordinary_shape(checkpoint, None) == model.visual_shape()
-    use_layout(model.config, "fixed-2880")
+    use_layout(model, "fixed-2880")
     assert run._ordinary_shape(checkpoint, "fixed-2880") == model.visual_shape()
 
 
-def test_another_model_has_no_layout(place, tmp_path, capsys):
-    plain = checkpoints.write_original(tmp_path, layers=4)
+SPATIAL = dict(image_aspect_ratio="anyres", mm_patch_merge_type="spatial", image_grid_pinpoints=[[672, 672]])
+
+
+@pytest.mark.parametrize("settings, word", [({}, "no LLaVA-NeXT"), (SPATIAL, "image_newline")])
+def test_a_layout_the_checkpoint_cannot_have(place, tmp_path, monkeypatch, capsys, settings, word):
+    """A plain LLaVA, and a NeXT without the newline: one sentence before anything is loaded."""
+    monkeypatch.setattr(lmms_model.builder, "load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
+    model = checkpoints.write_original(tmp_path, layers=4, **settings)
     root, _ = place
-    command = ["pope", "--tokens", "64", "--model", str(plain), "--data", str(root / "data"), "--layout", "anyres"]
+    command = ["pope", "--tokens", "64", "--model", str(model), "--data", str(root / "data"), "--layout", "anyres"]
     command += ["--out", str(tmp_path / "rows.jsonl"), "--runs", str(tmp_path / "runs")]
-    assert run.main(command) == 2 and "no LLaVA-NeXT" in capsys.readouterr().err
+    assert run.main(command) == 2
+    error = capsys.readouterr().err
+    assert word in error and "leave the layout out" in error and len(error.splitlines()) == 1
 
 
 def test_a_checkpoint_of_v16_brings_its_own_tower(place):

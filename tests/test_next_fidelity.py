@@ -22,7 +22,7 @@ def loaded():
 @pytest.fixture(params=["fixed-2880", "anyres"])
 def model(loaded, request):
     """Newlines and unpadding do not survive an encoder stage, so both layouts must give the official result."""
-    anyres.use_layout(loaded.config, request.param)
+    anyres.use_layout(loaded, request.param)
     return loaded
 
 

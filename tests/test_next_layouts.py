@@ -8,8 +8,9 @@ import torch
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
+import visiondrop
 from llava.mm_utils import process_images
-from llava.model import anyres
+from llava.model import LlavaLlamaForCausalLM, anyres
 from tests import models, next_models
 from visiondrop.errors import VisionDropError
 
@@ -99,7 +100,7 @@ def test_unpruned_model_equals_transformers(native, hub, size):
 
 def test_fixed_layout_has_five_crops_and_no_newline():
     model = next_models.native(2, side=336)
-    anyres.use_layout(model.config, "fixed-2880")
+    anyres.use_layout(model, "fixed-2880")
     images, sizes = next_models.inputs(model, (1200, 300), (50, 60))
     assert images.shape == (2, 5, 3, 336, 336)
     pictures = model.pictures(images, sizes)
@@ -107,7 +108,7 @@ def test_fixed_layout_has_five_crops_and_no_newline():
     assert sorted(pictures[0].ids.tolist()) == list(range(2880)) and pictures[0].grid == (2, 2)
     # The first row of the canvas runs across both upper tiles.
     assert pictures[0].ids[576:624].tolist() == [*range(576, 600), *range(1152, 1176)]
-    anyres.use_layout(model.config, "anyres")
+    anyres.use_layout(model, "anyres")
     assert model.visual_shape().tokens == 576 + 48 * 49 == 2928 and anyres.layout_name(model.config) == "anyres"
 
 
@@ -152,4 +153,24 @@ def test_what_does_not_fit_is_refused_in_a_sentence(native, change, images, size
 
 def test_layout_of_a_plain_model_is_refused():
     with pytest.raises(VisionDropError, match="no LLaVA-NeXT"):
-        anyres.use_layout(models.native(2).config, "fixed-2880")
+        anyres.use_layout(models.native(2), "fixed-2880")
+
+
+def test_rows_end_with_a_newline_only_where_the_checkpoint_has_one():
+    side = 2 * next_models.SIDE
+    model = next_models.native(2, mm_patch_merge_type="spatial", image_grid_pinpoints=[[side, side]])
+    with pytest.raises(VisionDropError, match="image_newline.*'fixed-2880'"):
+        anyres.use_layout(model, "anyres")
+    with pytest.raises(VisionDropError, match="allowed are 'anyres' and 'fixed-2880'"):
+        anyres.use_layout(model, "padded")
+    images, sizes = next_models.inputs(model, (300, 200))
+    assert anyres.layout_name(model.config) == "fixed-320" and len(model.encode_images(images, sizes)[0][0]) == 320
+    # By hand, past `use_layout`: every way to use it, whatever the method would keep of the newlines.
+    model.config.mm_patch_merge_type = "spatial_unpad"
+    for method in ("none", "visiondrop"):
+        with pytest.raises(VisionDropError, match="image_newline"), visiondrop.apply(model, method=method, tokens=80):
+            model(input_ids=torch.tensor([models.prompt()]), images=images, image_sizes=sizes)
+
+
+def test_a_model_that_was_not_loaded_has_defined_newlines():
+    assert not LlavaLlamaForCausalLM(next_models.native(2).config).model.image_newline.any()

@@ -140,9 +140,9 @@ def test_budgets_follow_the_image_and_the_ledger_says_so():
 
 
 def test_budgets_of_the_paper_for_five_crops():
-    config = next_models.native(32, side=336).config
-    anyres.use_layout(config, "fixed-2880")
-    shape = anyres.describe_crops(config, 5, None).shape
+    model = next_models.native(32, side=336)
+    anyres.use_layout(model, "fixed-2880")
+    shape = anyres.describe_crops(model.config, 5, None).shape
     expected = {160: (240, 176, 129, 95), 320: (480, 352, 258, 190), 640: (960, 704, 517, 379)}
     for tokens, counts in expected.items():
         plan = visiondrop.plan("visiondrop", tokens, shape=shape)

@@ -21,10 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from visiondrop.arrange import packed_ids
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import UnsupportedError, VisionDropError
 from visiondrop.plan import VisualShape
 
 NOMINAL_CROPS = 5  # budgets of LLaVA-NeXT are stated for the base picture and four tiles
+LAYOUTS = ("anyres", "fixed-2880")
 MERGE_TYPES = ("spatial_unpad", "spatial")
 # (width, height), as in the config.json of liuhaotian/llava-v1.6-vicuna-7b.
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -69,22 +70,36 @@ def layout_name(config) -> str:
     return f"fixed-{NOMINAL_CROPS * (vision.image_size // vision.patch_size) ** 2}"
 
 
-def use_layout(config, layout: str) -> None:
-    """Switch the configuration of a LLaVA-NeXT model, in place, to "anyres" or "fixed-2880"."""
-    if not is_anyres(config):
+def check_layout(layout: str, image_aspect_ratio: str | None, newline: bool) -> None:
+    """Refuse a layout that a checkpoint was not made for.
+
+    image_aspect_ratio: of its configuration; newline: whether it holds `image_newline`.
+    """
+    if layout not in LAYOUTS:
+        raise VisionDropError(f"layout={layout!r}: allowed are {' and '.join(map(repr, LAYOUTS))}")
+    if not str(image_aspect_ratio).startswith("anyres"):
         raise VisionDropError(
-            f"layout={layout!r}: image_aspect_ratio is {config.image_aspect_ratio!r}, so this is no LLaVA-NeXT model; "
+            f"layout={layout!r}: image_aspect_ratio is {image_aspect_ratio!r}, so this is no LLaVA-NeXT model; "
             "leave the layout out"
         )
+    if layout == "anyres" and not newline:
+        raise UnsupportedError(
+            "layout='anyres' ends every row of patches with image_newline, a learned vector that this checkpoint lacks "
+            "(its mm_patch_merge_type is not 'spatial_unpad'); allowed is 'fixed-2880', or leave the layout out"
+        )
+
+
+def use_layout(model, layout: str) -> None:
+    """Switch a loaded LLaVA-NeXT model of ours to "anyres" or "fixed-2880"; its configuration changes in place."""
+    config = model.config
+    check_layout(layout, config.image_aspect_ratio, hasattr(model.model, "image_newline"))
     side = config.vision_config.image_size
-    if layout == "anyres":
-        if len(pinpoints(config)) == 1:
-            config.image_grid_pinpoints = [[w * side // 336, h * side // 336] for w, h in PINPOINTS]
-        config.mm_patch_merge_type = "spatial_unpad"
-    elif layout == "fixed-2880":
+    if layout == "fixed-2880":
         config.mm_patch_merge_type, config.image_grid_pinpoints = "spatial", [[2 * side, 2 * side]]
-    else:
-        raise VisionDropError(f"layout={layout!r}: allowed are 'anyres' and 'fixed-2880'")
+        return
+    if len(pinpoints(config)) == 1:
+        config.image_grid_pinpoints = [[w * side // 336, h * side // 336] for w, h in PINPOINTS]
+    config.mm_patch_merge_type = "spatial_unpad"
 
 
 def pinpoints(config) -> list[tuple[int, int]]:

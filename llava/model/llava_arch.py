@@ -15,7 +15,7 @@ from visiondrop.errors import VisionDropError
 from visiondrop.layout import Image
 from visiondrop.plan import VisualShape
 
-from .anyres import describe_crops, is_anyres
+from .anyres import Crops, check_layout, describe_crops, is_anyres
 from .multimodal_encoder.builder import build_video_towers, build_vision_tower
 from .multimodal_projector.builder import build_vision_projector
 
@@ -50,7 +50,7 @@ class LlavaMetaModel:
             self.vision_tower = build_vision_tower(config)
         self.mm_projector = build_vision_projector(config)
         if "unpad" in (config.mm_patch_merge_type or ""):
-            self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
+            self.image_newline = nn.Parameter(torch.zeros(config.hidden_size))
 
     def get_vision_tower(self) -> nn.Module:
         """The vision tower; of Video-LLaVA's two, the one for images."""
@@ -97,7 +97,7 @@ class LlavaMetaForCausalLM:
         """The shape of an ordinary image.  In a model for videos the budget is a video's; an image has one frame's."""
         if is_anyres(self.config):
             side = 2 * self.config.vision_config.image_size
-            return describe_crops(self.config, 5, (side, side)).shape
+            return self._describe_crops(5, (side, side)).shape
         tower, video = self.get_vision_tower(), self.get_video_tower()
         extra = int(self.config.mm_vision_select_feature == "cls_patch")
         return VisualShape(
@@ -161,8 +161,15 @@ class LlavaMetaForCausalLM:
             image = image[None]
         if image is not None and (image.ndim != 4 or image.shape[1] != 3):
             raise VisionDropError(f"a LLaVA-NeXT image of shape {tuple(image.shape)}: allowed is [crops, 3, H, W]")
-        crops = describe_crops(self.config, None if image is None else len(image), size)
+        crops = self._describe_crops(None if image is None else len(image), size)
         return Picture(crops.shape, image, crops.grid, crops.ids)
+
+    def _describe_crops(self, units: int | None, size: tuple[int, int] | None) -> Crops:
+        """`describe_crops` of this model, refused where the configuration asks for a newline that was never loaded."""
+        crops = describe_crops(self.config, units, size)
+        if crops.shape.source == "anyres":
+            check_layout("anyres", self.config.image_aspect_ratio, hasattr(self.model, "image_newline"))
+        return crops
 
     def encode_images(self, images: Tensor | list, image_sizes=None) -> tuple[list[Tensor], list[Image]]:
         """Pixels to embeddings; arguments as in `pictures`.
