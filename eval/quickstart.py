@@ -14,7 +14,7 @@ from pathlib import Path
 
 from eval import benchmarks, rows
 from eval.errors import EvaluationError
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import command_line
 
 BENCHMARK = "testbed_quick"
 NOTE = (
@@ -82,6 +82,7 @@ def draw(tokens: int, model: str, folder: Path) -> list[Path]:
     return paths
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="VisionDrop against unpruned and random, on the testbed's quick set.")
@@ -93,15 +94,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     model = args.model or benchmarks.get(BENCHMARK, "offline").default_model
     more = ["--model", model] + ([] if args.limit is None else ["--limit", str(args.limit)])
-    try:
-        found = [run(method, tokens, args.out, args.runs, more) for method, tokens in compared(args.tokens)]
-        print("\n" + table(found))
-        print("\n" + NOTE)
-        for path in draw(args.tokens, model, args.runs / "quickstart"):
-            print(f"kept patches per stage: {path}")
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = [run(method, tokens, args.out, args.runs, more) for method, tokens in compared(args.tokens)]
+    print("\n" + table(found))
+    print("\n" + NOTE)
+    for path in draw(args.tokens, model, args.runs / "quickstart"):
+        print(f"kept patches per stage: {path}")
     return 0
 
 

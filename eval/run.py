@@ -31,7 +31,7 @@ from eval.settings import Settings, number
 from eval.tower_memory import TowerMemory
 from llava.model.anyres import LAYOUTS, check_layout
 from visiondrop.__main__ import add_method_arguments, method_options
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import command_line
 from visiondrop.plan import VisualShape
 
 ROOT = benchmarks.ROOT
@@ -370,6 +370,7 @@ def _member(settings: Settings) -> None:
     evaluate.run(settings)
 
 
+@command_line
 def main(argv: list[str] | None = None, memory: TowerMemory | None = None) -> int:
     """Exit code: 0 done, 2 refused or failed (one sentence on stderr), 130 interrupted.
 
@@ -389,9 +390,6 @@ def main(argv: list[str] | None = None, memory: TowerMemory | None = None) -> in
             row = start(settings, args.force, memory)
             print(summary(row, settings.folder))
             record(settings, row)
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
         where = error.filename or "a file"
         print(f"error: {where}: {reason(error)}; the answers stored so far are kept", file=sys.stderr)

@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any
 
-from .errors import VisionDropError
+from .errors import VisionDropError, command_line
 
 DEFAULT_MODEL = "liuhaotian/llava-v1.5-7b"
 
@@ -103,14 +103,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; a request that cannot be served ends in one sentence and exit code 2."""
     parsed = build_parser().parse_args(arguments)
-    try:
-        parsed.run(parsed)
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parsed.run(parsed)
     return 0
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from eval.errors import EvaluationError
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import command_line
 
 from . import goals, graphs, memory, models, plots, record, roofline, score
 from .phases import STOCK, Bench, Case
@@ -215,24 +215,21 @@ def compare_static(args: argparse.Namespace, model, cases: list[Case]) -> None:
                 print(f"{name:<40}{phase:<13}{ways}", flush=True)
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Run one command; exit 2 on an error that is told in a sentence."""
     args = parser().parse_args(argv)
-    try:
-        if args.command == "plot":
-            for path in plots.draw(record.load(args.rows), args.folder):
-                print(path)
-            return 0
-        if getattr(args, "compile", False) and args.units > 1:
-            raise EvaluationError("--compile measures images of one crop: leave out --units, or --compile")
-        if args.device != "cpu" and not torch.cuda.is_available():
-            raise EvaluationError(f"--device {args.device}: torch finds no card here; use --device cpu")
-        torch.set_num_threads(args.threads)
-        record.check_writable(args.out)
-        {"sweep": sweep, "goals": judged, "memory": growth, "score": scoring, "graphs": graphed}[args.command](args)
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.command == "plot":
+        for path in plots.draw(record.load(args.rows), args.folder):
+            print(path)
+        return 0
+    if getattr(args, "compile", False) and args.units > 1:
+        raise EvaluationError("--compile measures images of one crop: leave out --units, or --compile")
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise EvaluationError(f"--device {args.device}: torch finds no card here; use --device cpu")
+    torch.set_num_threads(args.threads)
+    record.check_writable(args.out)
+    {"sweep": sweep, "goals": judged, "memory": growth, "score": scoring, "graphs": graphed}[args.command](args)
     return 0
 
 

@@ -21,7 +21,7 @@ from eval.testbed.batches import CLIP_MEAN, CLIP_STD
 from eval.testbed.model import Sizes, Weights
 from eval.testbed.scenes import FULL_GRID, PATCH
 from eval.testbed.tokenizer import BOS, EOS, IDS, PAD, build_tokenizer
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import VisionDropError, command_line
 
 TOWER_FOLDER = "vision_tower"
 _TOWER_PREFIX = "model.vision_tower.vision_tower."
@@ -99,20 +99,17 @@ def _processor_config() -> dict:
     }  # fmt: skip
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Exports a training state, finished or not."""
     parser = argparse.ArgumentParser(description="Export a training state to the LLaVA layout.")
     parser.add_argument("state", type=Path)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args(argv)
-    try:
-        if not args.state.is_file():
-            raise VisionDropError(f"there is no training state {args.state}: give the state.pt of a training folder.")
-        state = torch.load(args.state, map_location="cpu", weights_only=True)
-        export_checkpoint(state["weights"], Sizes(**state["sizes"]), args.folder)
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not args.state.is_file():
+        raise VisionDropError(f"there is no training state {args.state}: give the state.pt of a training folder.")
+    state = torch.load(args.state, map_location="cpu", weights_only=True)
+    export_checkpoint(state["weights"], Sizes(**state["sizes"]), args.folder)
     return 0
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from eval.testbed.questions import KINDS, Question, draw_question
 from eval.testbed.scenes import VERSION, Scene, draw_scene, scene_rng
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import VisionDropError, command_line
 
 DATASET = "visiondrop-testbed"
 
@@ -192,6 +192,7 @@ def best_guesses(questions: Iterable[Question]) -> dict[str, float]:
     return {kind: right[kind] / total[kind] for kind in total}
 
 
+@command_line
 def main(argv: list[str] | None = None, family: Family = TESTBED) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -201,20 +202,16 @@ def main(argv: list[str] | None = None, family: Family = TESTBED) -> int:
     parser.add_argument("--sets", nargs="+", default=list(family.sets), help="which sets")
     parser.add_argument("--chance", action="store_true", help="print chance levels and digests as JSON")
     args = parser.parse_args(argv)
-    try:
-        if args.out is None and not args.chance:
-            raise VisionDropError("nothing to do: give --out FOLDER or --chance.")
-        if args.out is not None:
-            print(write_sets(args.out, tuple(args.sets), family=family))
-        if args.chance:
-            print(
-                json.dumps(
-                    {name: {"digest": digest(name, family), "chance": chance_levels(name, family)} for name in args.sets}, indent=1
-                )
+    if args.out is None and not args.chance:
+        raise VisionDropError("nothing to do: give --out FOLDER or --chance.")
+    if args.out is not None:
+        print(write_sets(args.out, tuple(args.sets), family=family))
+    if args.chance:
+        print(
+            json.dumps(
+                {name: {"digest": digest(name, family), "chance": chance_levels(name, family)} for name in args.sets}, indent=1
             )
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        )
     return 0
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from eval.testbed.batches import Stage
 from eval.testbed.course import begin_from, course_of
 from eval.testbed.model import Sizes
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import VisionDropError, command_line
 
 LOG_EVERY, SAVE_EVERY, VALIDATE_EVERY = 50, 200, 400
 ROOT = Path(__file__).parents[2]
@@ -215,6 +215,7 @@ def pick_device(name: str) -> tuple[torch.device, torch.dtype]:
     return device, torch.bfloat16 if fast else torch.float32
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Train the testbed model (resumes when --out holds a state).")
@@ -225,18 +226,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args(argv)
-    try:
-        torch.set_num_threads(args.threads)
-        trainer = Trainer(load_recipe(args.config, args.steps), args.out, *pick_device(args.device), args.workers)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: setattr(trainer, "stopping", True))
-        if not trainer.run():
-            print(f"stopped at step {trainer.step} of stage {trainer.stage}; the same command goes on from there.")
-            return 0
-        trainer.course.export(trainer.weights, trainer.recipe.sizes, args.out / "checkpoint")
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    torch.set_num_threads(args.threads)
+    trainer = Trainer(load_recipe(args.config, args.steps), args.out, *pick_device(args.device), args.workers)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(trainer, "stopping", True))
+    if not trainer.run():
+        print(f"stopped at step {trainer.step} of stage {trainer.stage}; the same command goes on from there.")
+        return 0
+    trainer.course.export(trainer.weights, trainer.recipe.sizes, args.out / "checkpoint")
     return 0
 
 
