@@ -3,7 +3,6 @@
 python -m eval.benchmarks        # prints the table
 """
 
-import difflib
 import importlib.util
 from dataclasses import dataclass, fields
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from eval.errors import EvaluationError
+from visiondrop.errors import closest
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "configs" / "benchmarks.yaml"
@@ -82,12 +82,6 @@ class Benchmark:
             raise EvaluationError(f"--limit {limit}: {self.title} needs {allowed}")
 
 
-def closest(name: str, allowed: list[str]) -> str:
-    """The list of allowed names, the likeliest one first where there is one."""
-    near = difflib.get_close_matches(name, allowed, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + "allowed are " + ", ".join(allowed)
-
-
 def _strict(entry: dict, allowed: set[str], required: set[str], where: str) -> dict:
     unknown, missing = set(entry) - allowed, required - set(entry)
     if unknown or missing:
@@ -108,7 +102,7 @@ def _protocol(name: str, title: str, protocol: str, entry: dict[str, Any]) -> Be
     if bool(entry["headline"]) == bool(entry.get("upload")):
         raise EvaluationError(f"{where}: either a headline metric or an upload file, not both or none")
     if entry["counts"] not in (*COUNTS, None):
-        raise EvaluationError(f"{where}: counts {entry['counts']!r}; {closest(str(entry['counts']), list(COUNTS))}")
+        raise EvaluationError(f"{where}: counts {entry['counts']!r}; {closest(entry['counts'], COUNTS)}")
     return Benchmark(name=name, title=title, protocol=protocol, **{**entry, "data": data})
 
 
@@ -128,9 +122,9 @@ def get(name: str, protocol: str) -> Benchmark:
     """The benchmark under a protocol, or an error that lists the allowed names."""
     table = load()
     if name not in table:
-        raise EvaluationError(f"unknown benchmark {name!r}: {closest(name, list(table))}")
+        raise EvaluationError(f"unknown benchmark {name!r}: {closest(name, table)}")
     if protocol not in table[name]:
-        raise EvaluationError(f"unknown protocol {protocol!r} for {name}: {closest(protocol, list(table[name]))}")
+        raise EvaluationError(f"unknown protocol {protocol!r} for {name}: {closest(protocol, table[name])}")
     return table[name][protocol]
 
 

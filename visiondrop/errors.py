@@ -1,8 +1,9 @@
-"""The one exception family of the package: each message says what was received, what is allowed and the fix."""
+"""The one exception family of the package, and its sentences: what was received, what is allowed and the fix."""
 
+import difflib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class VisionDropError(ValueError):
@@ -11,6 +12,13 @@ class VisionDropError(ValueError):
 
 class UnsupportedError(VisionDropError):
     """A combination that would be computed wrongly, and is therefore refused."""
+
+
+def closest(name: object, allowed: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the likeliest of the allowed ones, where there is one, and all."""
+    allowed = list(allowed)
+    near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"allowed are {', '.join(allowed) or 'none'}"
 
 
 def command_line(main: Callable[..., int]) -> Callable[..., int]:

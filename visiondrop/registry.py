@@ -6,7 +6,6 @@
     def plan(tokens, shape, *, strength=0.5): ...
 """
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .errors import VisionDropError
+from .errors import VisionDropError, closest
 from .plan import Plan, VisualShape
 from .schedule import ranges
 
@@ -44,17 +43,11 @@ def available() -> list[str]:
     return sorted(_METHODS)
 
 
-def closest(name: str, allowed: list[str]) -> str:
-    """"; did you mean 'x'?" or just the full stop."""
-    near = difflib.get_close_matches(str(name), allowed, n=2, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-
-
 def options_of(name: str) -> dict[str, Any]:
     """Option names of a method and their defaults."""
     names = available()
     if name not in names:
-        raise VisionDropError(f"unknown method {name!r}{closest(name, names)} Available: {', '.join(names)}")
+        raise VisionDropError(f"unknown method {name!r}: {closest(name, names)}")
     parameters = list(inspect.signature(_METHODS[name]).parameters.values())[2:]
     return {p.name: None if p.default is p.empty else p.default for p in parameters}
 
@@ -64,10 +57,7 @@ def check_options(method: str, options: dict[str, Any]) -> None:
     allowed = options_of(method)
     for name in options:
         if name not in allowed:
-            raise VisionDropError(
-                f"method {method!r} has no option {name!r}{closest(name, list(allowed))} "
-                f"Allowed: {', '.join(allowed) or 'none'}"
-            )
+            raise VisionDropError(f"method {method!r} has no option {name!r}: {closest(name, allowed)}")
 
 
 def make_plan(method: str, tokens: int | None, shape: VisualShape, options: dict[str, Any]) -> Plan:
