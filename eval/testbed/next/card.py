@@ -13,8 +13,7 @@ from eval.testbed.next.views import TOKENS
 from eval.testbed.sibling_card import SiblingCard
 
 CARD = SiblingCard(
-    "testbed-next", "testbed_next_quick", KINDS, ("patch_color", "patch_shape", "patch_digit"), TOKENS, chance_levels,
-    questions="quick",
+    "testbed-next", "testbed_next", KINDS, ("patch_color", "patch_shape", "patch_digit"), TOKENS, chance_levels
 )  # fmt: skip
 
 if __name__ == "__main__":
