@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,27 @@ def test_the_script_trains_exports_and_its_checkpoint_loads(recipe, tmp_path):
     torch.testing.assert_close(model.lm_head.weight.detach(), state["weights"]["lm_head.weight"].half().float())
     again = subprocess.run([*command, "--steps", "7"], env=environment, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and torch.load(out / "state.pt", weights_only=True)["step"] > state["step"] - 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_loses_nothing(recipe, tmp_path, number):
+    """As Ctrl-C and job schedulers send it: to the trainer and to its workers at once."""
+    command = [sys.executable, "-m", "eval.testbed.train", "--out", str(tmp_path / "run"), "--config", str(recipe)]
+    child = subprocess.Popen(
+        [*command, "--steps", "100000", "--workers", "2"], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 240
+        while not (tmp_path / "run" / "log.jsonl").exists() and child.poll() is None and time.monotonic() < until:
+            time.sleep(0.2)
+        os.killpg(child.pid, number)
+        said, errors = child.communicate(timeout=120)
+    finally:
+        child.kill()
+    assert child.returncode == 0 and "the same command goes on from there" in said, errors
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert state["step"] >= 50 and f"step {state['step']} of stage {state['stage']}" in said
 
 
 def test_bad_configurations_are_one_sentence(recipe, tmp_path):

@@ -119,7 +119,7 @@ class Trainer:
         batches = torch.utils.data.DataLoader(
             self.course.batches(stage, self.stage), batch_size=None, sampler=range(self.step, stage.steps),
             num_workers=self.workers,
-            prefetch_factor=4 if self.workers else None,
+            prefetch_factor=4 if self.workers else None, worker_init_fn=_outlive_signals,
         )  # fmt: skip
         sums: dict[str, list[float]] = {}
         bar = tqdm(batches, desc=stage.name, initial=self.step, total=stage.steps, mininterval=10, dynamic_ncols=True)
@@ -206,6 +206,14 @@ class Trainer:
         }  # fmt: skip
         with self.log_path.open("a") as file:
             file.write(json.dumps(row | {name: round(value, 4) for name, value in values.items()}) + "\n")
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and a `kill` of the group reach every process: only the trainer heeds them, and it needs its batches for
+    the current step; it ends the workers itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def pick_device(name: str) -> tuple[torch.device, torch.dtype]:
