@@ -8,4 +8,5 @@
 # Other options: --config FILE, --threads N, --workers N, --device auto|cpu|cuda.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON:-python}" -m eval.testbed.train "$@"
+source scripts/_python.sh
+exec "$PYTHON" -m eval.testbed.train "$@"

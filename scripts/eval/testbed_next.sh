@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# The NeXT-style testbed, five crops and 2,880 visual tokens: bash scripts/eval/testbed_next.sh 160 [--method M] …
+exec bash "$(dirname "${BASH_SOURCE[0]}")/_run.sh" testbed_next "$@"

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# The video testbed, eight frames and 2,056 visual tokens: bash scripts/eval/testbed_video.sh 256 [--method M] …
+exec bash "$(dirname "${BASH_SOURCE[0]}")/_run.sh" testbed_video "$@"
