@@ -52,7 +52,7 @@ def _eventful(role: str, shape_text: str, color_text: str):
                 continue
             found.append(Question(role, shape_text, actor.shape, ((number,),)))
             if "{}" not in color_text or shapes[actor.shape] == 1:
-                answer = actor.later or actor.color
+                answer = actor.other or actor.color
                 found.append(Question(role, color_text.format(actor.shape), answer, ((number,),)))
         return found
 
@@ -62,12 +62,12 @@ def _eventful(role: str, shape_text: str, color_text: str):
 def _color(actors: tuple[Actor, ...]) -> list[Question]:
     shapes = Counter(actor.shape for actor in actors)
     return [Question("color", f"What color is the {actor.shape}?", actor.color, ((number,),))
-            for number, actor in enumerate(actors) if shapes[actor.shape] == 1 and not actor.later]  # fmt: skip
+            for number, actor in enumerate(actors) if shapes[actor.shape] == 1 and not actor.other]  # fmt: skip
 
 
 def _shape(actors: tuple[Actor, ...]) -> list[Question]:
     return [Question("shape", f"What shape is the {actor.color} object?", actor.shape, ((number,),))
-            for number, actor in enumerate(actors) if not actor.later]  # fmt: skip
+            for number, actor in enumerate(actors) if not actor.other]  # fmt: skip
 
 
 _BUILDERS = {

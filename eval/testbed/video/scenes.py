@@ -7,8 +7,9 @@ none.
     clip.frames                       # uint8 [8, 224, 224, 3]
     clip.labels.roles                 # int64 [8, 256]: 0 still, 1 moves, 2 appears, 3 changes, 4 background
 
-What appears or changes does so in the last or last but one frame, so that its evidence lies in few of the 2,056
-visual tokens; what moves does so from the first frame to the last.
+What appears is there for one or two frames, and what changes has its other colour for one or two, at any time after the
+first frame, so that the evidence lies in few of the 2,056 visual tokens; what moves does so from the first frame to the
+last.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from eval.testbed.scenes import (
 )
 from visiondrop.errors import VisionDropError
 
-VERSION = 1
+VERSION = 2
 FRAMES, GRID = 8, 16
 SIDE, PATCHES = GRID * PATCH, GRID * GRID
 ROLES = ("still", "moves", "appears", "changes")
@@ -42,7 +43,7 @@ NO_ROLE = len(ROLES)
 _EVENT_SHARE = 0.9
 _SIDES = (34, 48)
 _TRAVEL = (70, 120)  # pixels from the first frame to the last
-_LATE = (FRAMES - 2, FRAMES - 1)  # frames in which something appears or changes
+_LASTS = (1, 2)  # frames that an appearance or a change of colour lasts
 _TRIES = 80
 
 
@@ -50,23 +51,24 @@ _TRIES = 80
 class Actor:
     """One object of a clip.
 
-    color, shape: names; role: one of ROLES; later: the colour it takes on, "" unless it changes; since: the frame from
-    which it is there (appears) or has the new colour (changes), else 0; side: pixels; path: its centre in every frame.
+    color, shape: names; role: one of ROLES; other: the colour it takes on, "" unless it changes; event: the frames in
+    which it is there (appears) or has the other colour (changes), else none; side: pixels; path: its centre in every
+    frame.
     """
 
     color: str
     shape: str
     role: str
-    later: str
-    since: int
+    other: str
+    event: tuple[int, ...]
     side: int
     path: tuple[tuple[int, int], ...]
 
     def seen(self, frame: int) -> Thing | None:
-        """What stands in a frame, or None before it has appeared."""
-        if self.role == "appears" and frame < self.since:
+        """What stands in a frame, or None while it has not appeared or is gone."""
+        if self.role == "appears" and frame not in self.event:
             return None
-        color = self.later if self.role == "changes" and frame >= self.since else self.color
+        color = self.other if self.role == "changes" and frame in self.event else self.color
         return Thing(color, self.shape, None, *self.path[frame], self.side)
 
 
@@ -113,8 +115,9 @@ def draw_clip(split: str, index: int) -> Clip:
                 draw_shape(draw, thing, tuple(int(value) for value in tint))
                 draw_shape(draw_mask, thing, number + 1)
         frames.append(np.asarray(canvas))
-        first = tuple(thing or actor.seen(FRAMES - 1) for thing, actor in zip(seen, actors, strict=True))
-        labels.append(patch_labels(np.asarray(mask), first, GRID))
+        # one that is not there covers no patch: what it would look like does not matter
+        things = tuple(thing or actor.seen(actor.event[0]) for thing, actor in zip(seen, actors, strict=True))
+        labels.append(patch_labels(np.asarray(mask), things, GRID))
     owners = np.stack([label.things for label in labels])
     roles = np.array([ROLES.index(actor.role) for actor in actors] + [NO_ROLE], np.int64)[owners]
     colors, shapes = np.stack([label.colors for label in labels]), np.stack([label.shapes for label in labels])
@@ -144,10 +147,17 @@ def _cast(rng: np.random.Generator) -> tuple[Actor, ...]:
         path = _path(rng, role, side, actors)
         if path is None:
             continue
-        later = COLOR_NAMES[colors[-1]] if role == "changes" else ""
-        since = int(rng.choice(_LATE)) if role in ("appears", "changes") else 0
-        actors.append(Actor(COLOR_NAMES[colors[number]], SHAPES[shapes[number]], role, later, since, side, path))
+        other = COLOR_NAMES[colors[-1]] if role == "changes" else ""
+        event = _event(rng) if role in ("appears", "changes") else ()
+        actors.append(Actor(COLOR_NAMES[colors[number]], SHAPES[shapes[number]], role, other, event, side, path))
     return tuple(actors)
+
+
+def _event(rng: np.random.Generator) -> tuple[int, ...]:
+    """One or two neighbouring frames, the first one never among them."""
+    length = int(rng.choice(_LASTS))
+    first = int(rng.integers(1, FRAMES - length + 1))
+    return tuple(range(first, first + length))
 
 
 def _shapes(rng: np.random.Generator, count: int) -> list[int]:
