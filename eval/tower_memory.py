@@ -16,7 +16,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from visiondrop.encoder import Probe
+from visiondrop.encoder import Probe, tower_features
 
 LIMIT_BYTES = 1 << 30
 
@@ -57,10 +57,7 @@ class TowerMemory:
         last = select_layer if select_layer >= 0 else len(clip.encoder.layers) + 1 + select_layer
 
         def entering(which: list[int]) -> Tensor:
-            hidden = clip.pre_layrnorm(clip.embeddings(pixels[which]))
-            for layer in clip.encoder.layers[: last - 1]:
-                hidden = layer(hidden, None)
-            return hidden
+            return tower_features(clip, pixels[which], last - 1)
 
         def leaving(which: list[int]) -> Tensor:
             layer = clip.encoder.layers[last - 1]

@@ -6,7 +6,7 @@ visual queries in chunks.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,26 @@ class Probe:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def tower_features(tower: nn.Module, pixels: Tensor, select_layer: int, probe: Probe | None = None) -> Tensor:
+    """hidden_states[select_layer] of a CLIP or SigLIP vision transformer, bit for bit; later layers are not run.
+
+    Args:
+        pixels: [U, 3, H, W] in the tower's dtype; select_layer: as in LLaVA's configurations, e.g. -2.
+        probe: picks up queries and keys of the layer whose output is returned.
+
+    Returns:
+        [U, R, D], row 0 = [CLS] where the tower has one.
+    """
+    layers, hidden = tower.encoder.layers, tower.embeddings(pixels)
+    last = select_layer if select_layer >= 0 else len(layers) + 1 + select_layer
+    if hasattr(tower, "pre_layrnorm"):
+        hidden = tower.pre_layrnorm(hidden)
+    for i, layer in enumerate(layers[:last]):
+        with probe.watch(layer.self_attn) if probe is not None and i == last - 1 else nullcontext():
+            hidden = layer(hidden, None)
+    return hidden
 
 
 class EncoderView:

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..arrange import Picture, by_shape, grids_of, tower_ids
 from ..cache import PrunedCache
-from ..encoder import Probe
+from ..encoder import Probe, tower_features
 from ..errors import UnsupportedError, VisionDropError
 from ..flops import ModelDims
 from ..layout import Image, Layout, number_images
@@ -134,7 +134,8 @@ class HubLlavaAdapter:
         for shape, ordinals in by_shape(pictures):
             group = [pictures[i] for i in ordinals]
             self._check_room(shape)
-            hidden, probe = _features(tower, torch.cat([p.pixels for p in group]), select_layer)
+            probe, pixels = Probe(), torch.cat([p.pixels for p in group])
+            hidden = tower_features(tower, pixels.to(next(tower.parameters()).dtype), select_layer, probe)
             heads = tower.encoder.layers[0].self_attn.num_heads
             places = [first + i for i in ordinals]
             value, origin = self.pruner.encode(
@@ -248,16 +249,3 @@ class HubLlavaAdapter:
             for row, m in zip(ids, ids if mask is None else mask)
         ]
         return self.pruner.frozen_prompt(self.pruner.prompt_ends(rows, self._given(kwargs)))
-
-
-def _features(tower: nn.Module, pixels: Tensor, select_layer: int) -> tuple[Tensor, Probe]:
-    """hidden_states[select_layer] of a CLIP or SigLIP tower for [U, 3, H, W], and that layer's queries and keys."""
-    probe, layers = Probe(), tower.encoder.layers
-    last = select_layer if select_layer >= 0 else len(layers) + 1 + select_layer
-    hidden = tower.embeddings(pixels.to(next(tower.parameters()).dtype))
-    if hasattr(tower, "pre_layrnorm"):
-        hidden = tower.pre_layrnorm(hidden)
-    for i, layer in enumerate(layers[:last]):
-        with probe.watch(layer.self_attn) if i == last - 1 else nullcontext():
-            hidden = layer(hidden, None)
-    return hidden, probe

@@ -1,4 +1,4 @@
-"""CLIP's vision transformer with the encoder stage: transformers' modules, our loop.
+"""CLIP's vision transformer with the encoder stage: transformers' modules, the loop of the core.
 
 Modifications against `transformers.CLIPVisionModel`:
 - `features` stops at the layer LLaVA reads (the 24th layer of CLIP-L is never run);
@@ -6,34 +6,18 @@ Modifications against `transformers.CLIPVisionModel`:
   attention without any attention map.
 """
 
-from contextlib import nullcontext
-
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from visiondrop.encoder import Probe
+from visiondrop.encoder import Probe, tower_features
 
 
 class CLIPVisionTransformer(CLIPVisionModel):
     """The tower proper; parameter names as in the published CLIP checkpoints below `vision_model.`."""
 
     def features(self, pixel_values: Tensor, select_layer: int, probe: Probe | None = None) -> Tensor:
-        """hidden_states[select_layer] of the stock model, bit for bit.
-
-        Args:
-            pixel_values: [U, 3, H, W]; select_layer: LLaVA's `mm_vision_select_layer`, -2.
-            probe: picks up queries and keys of the layer whose output is returned.
-
-        Returns:
-            [U, 1 + n, D], row 0 = [CLS].
-        """
-        depth = len(self.encoder.layers)
-        last = select_layer if select_layer >= 0 else depth + 1 + select_layer
-        hidden = self.pre_layrnorm(self.embeddings(pixel_values))
-        for i, layer in enumerate(self.encoder.layers[:last]):
-            with probe.watch(layer.self_attn) if probe is not None and i == last - 1 else nullcontext():
-                hidden = layer(hidden, None)
-        return hidden
+        """See `visiondrop.encoder.tower_features`; [U, 1 + n, D], row 0 = [CLS]."""
+        return tower_features(self, pixel_values, select_layer, probe)
 
 
 class CLIPVisionBackbone(nn.Module):
