@@ -70,26 +70,12 @@ def load_pretrained_model(
     Raises:
         VisionDropError: anything missing, half-downloaded, unsupported or contradictory, in one sentence.
     """
-    if unknown:
-        raise VisionDropError(
-            f"load_pretrained_model does not know {', '.join(sorted(unknown))}; its arguments are listed in "
-            "llava/model/builder.py."
-        )
-    if model_base is not None:
-        raise VisionDropError(
-            f"model_base={str(model_base)!r} was given, but unmerged LoRA and projector-only checkpoints are not "
-            "supported; "
-            "merge the weights with the original LLaVA code and load the merged folder with model_base=None."
-        )
+    _refuse(unknown, model_base)
     attention = _attention(attn_implementation, use_flash_attn)
     placement = _placement(device_map, device)
     quantization = _quantization(load_8bit, load_4bit)
     checkpoint = read_checkpoint(model_path, customized_config)
-    dtype = _dtype(dtype if dtype is not None else torch_dtype, checkpoint.stored_dtype)
-    if attention == "flash_attention_2" and dtype is torch.float32:
-        raise VisionDropError(
-            "flash_attention_2 computes in float16 or bfloat16 only; pass torch_dtype=torch.float16, or use sdpa."
-        )
+    dtype = _dtype(dtype if dtype is not None else torch_dtype, checkpoint.stored_dtype, attention)
     tokenizer = load_tokenizer(checkpoint.folder)
     image_processor = _image_processor(checkpoint)
     model = _build(
@@ -105,6 +91,21 @@ def load_pretrained_model(
     model.get_vision_tower().image_processor = image_processor
     context_len = getattr(model.config, "max_sequence_length", None) or _DEFAULT_CONTEXT
     return tokenizer, model.eval(), image_processor, context_len
+
+
+def _refuse(unknown, model_base):
+    """Refuse arguments that would have no effect, or another one than asked for."""
+    if unknown:
+        raise VisionDropError(
+            f"load_pretrained_model does not know {', '.join(sorted(unknown))}; its arguments are listed in "
+            "llava/model/builder.py."
+        )
+    if model_base is not None:
+        raise VisionDropError(
+            f"model_base={str(model_base)!r} was given, but unmerged LoRA and projector-only checkpoints are not "
+            "supported; "
+            "merge the weights with the original LLaVA code and load the merged folder with model_base=None."
+        )
 
 
 def _build(checkpoint, **placement):
@@ -160,9 +161,9 @@ def _attention(name, use_flash_attn):
     return name
 
 
-def _dtype(dtype, stored):
-    """A torch dtype from a dtype, a name, "auto" (what the checkpoint says it is stored in) or None (float16, as in the
-    original).
+def _dtype(dtype, stored, attention):
+    """A torch dtype, one `attention` computes in, from a dtype, a name, "auto" (what the checkpoint says it is stored
+    in) or None (float16, as in the original).
     """
     if dtype is None:
         return torch.float16
@@ -171,6 +172,10 @@ def _dtype(dtype, stored):
     resolved = _DTYPES.get(str(dtype).removeprefix("torch."))
     if resolved is None:
         raise VisionDropError(f"Unsupported dtype {dtype!r}; allowed are {', '.join(_DTYPES)} and 'auto'.")
+    if attention == "flash_attention_2" and resolved is torch.float32:
+        raise VisionDropError(
+            "flash_attention_2 computes in float16 or bfloat16 only; pass torch_dtype=torch.float16, or use sdpa."
+        )
     return resolved
 
 
