@@ -21,6 +21,7 @@ import numpy as np
 from eval import benchmarks, evaluate, scores
 from eval.benchmarks import ROOT, Benchmark
 from eval.errors import EvaluationError
+from visiondrop.errors import command_line
 
 RESAMPLES, SEED = 10_000, 0
 MUST_AGREE = ("benchmark", "protocol", "task", "split", "questions")
@@ -220,6 +221,7 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m eval.compare", description=__doc__.split("\n")[0])
@@ -229,11 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=ROOT / "results" / "runs")
     parser.add_argument("--json", action="store_true", help="one JSON line instead of text")
     args = parser.parse_args(argv)
-    try:
-        result = compare(find(args.a, args.runs), find(args.b, args.runs), args.metric)
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    result = compare(find(args.a, args.runs), find(args.b, args.runs), args.metric)
     print(json.dumps(result) if args.json else report(result))
     return 0
 

@@ -17,6 +17,7 @@ from typing import Any
 from eval import rows
 from eval.benchmarks import ROOT
 from eval.errors import EvaluationError
+from visiondrop.errors import command_line
 
 METRIC = "server_score"
 
@@ -80,6 +81,7 @@ def scored(row: dict[str, Any], score: float, server: str | None, known: list[di
     )
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 recorded, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m eval.record_score", description=__doc__.split("\n")[0])
@@ -88,14 +90,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--server", help="who scored it, with phase or version (default: the address in the run's row)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "local.jsonl", help="results file")
     args = parser.parse_args(argv)
-    try:
-        row = run_row(args.folder)
-        known = rows.load(args.out, strict=True)[0] if args.out.exists() else []
-        made = scored(row, args.score, args.server, known)
-        rows.append(args.out, made)
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    row = run_row(args.folder)
+    known = rows.load(args.out, strict=True)[0] if args.out.exists() else []
+    made = scored(row, args.score, args.server, known)
+    rows.append(args.out, made)
     print(f"{made['benchmark']}, {made['method']}, {made['tokens']}: {made['score']:g} by {made['server']}; row in {args.out}")
     return 0
 

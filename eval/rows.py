@@ -21,6 +21,7 @@ from typing import Any
 
 from eval.answers import reason, write_fully
 from eval.errors import EvaluationError
+from visiondrop.errors import command_line
 
 SCHEMA = 1
 NUMBER = (int, float)
@@ -220,15 +221,12 @@ def append(path: str | Path, row: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """List the rows of a file and its problems; exit 2 when there are any."""
     parser = argparse.ArgumentParser(prog="python -m eval.rows", description="Check a results file and list its rows.")
     parser.add_argument("file", type=Path)
-    try:
-        rows, problems = load(parser.parse_args(argv).file)
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    rows, problems = load(parser.parse_args(argv).file)
     for row in rows:
         score = "upload" if row["score"] is None else f"{row['score']:.2f}"
         mark = " (partial)" if row["partial"] else ""

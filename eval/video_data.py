@@ -16,6 +16,7 @@ from eval.answers import reason
 from eval.errors import EvaluationError
 from eval.evaluate import write_whole
 from eval.tasks.video_qa import QUESTIONS, find_video
+from visiondrop.errors import command_line
 
 SETS = ("TGIF-QA", "MSVD-QA", "MSRVTT-QA")
 README = """---
@@ -88,6 +89,7 @@ def _read(path: Path) -> list[dict]:
     return content
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m eval.video_data", description=__doc__.split("\n")[0])
@@ -96,11 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{option}", type=Path, required=True)
     parser.add_argument("--all", action="store_true", help="every question, not only the first 1,000")
     args = parser.parse_args(argv)
-    try:
-        place = make(args.name, args.questions, args.answers, args.videos, args.data, None if args.all else QUESTIONS)
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    place = make(args.name, args.questions, args.answers, args.videos, args.data, None if args.all else QUESTIONS)
     print(f"wrote {place}")
     return 0
 
