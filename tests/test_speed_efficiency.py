@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eval.efficiency import __main__ as command
-from eval.efficiency import record, roofline
+from eval.efficiency import plots, record, roofline
 from eval.efficiency.memory import LiveBytes
 from eval.efficiency.timing import Candidate, interleave, ratio
 from visiondrop.api import plan
@@ -20,7 +20,8 @@ def test_sweep_writes_rows_and_plots(tmp_path, capsys):
     assert (
         command.main(["sweep", *SMALL, "--methods", "none,stock,visiondrop", "--batch", "1,2", "--out", str(out)]) == 0
     )
-    assert "visiondrop 64" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "visiondrop 64" in table and "tok/s" in table
     rows = record.load([out])
     assert [(r["method"], r["batch"]) for r in rows] == [
         (m, b) for b in (1, 2) for m in ("none", "stock", "visiondrop")
@@ -35,6 +36,34 @@ def test_sweep_writes_rows_and_plots(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     assert command.main(["plot", str(out), "--folder", str(tmp_path)]) == 0
     assert (tmp_path / "latency.png").stat().st_size and (tmp_path / "throughput.png").stat().st_size
+
+
+def test_lines_of_a_plot_hold_what_compares(tmp_path, monkeypatch):
+    """Crops, attentions and towers have lines of their own; of equal rows the newest counts; machines do not mix."""
+    pytest.importorskip("matplotlib", reason="plots need matplotlib")
+
+    def row(tokens=64, units=1, attention="sdpa", tower="clip-l", ms=5.0, **more):
+        ledger, spread = {"mean": tokens or 576.0 * units}, {"median": ms, "min": ms - 1, "max": ms + 1, "n": 3}
+        row = {"schema": 1, "kind": "phases", "method": "visiondrop" if tokens else "none", "tokens": tokens}
+        row |= {"units": units, "attention": attention, "tower": tower, "batch": 1, "date": "2026-01-01", "ledger": ledger}
+        row |= {"ms": {"prefill": spread}, "roofline_ms": {"prefill": ms / 2}, "images_per_s": 1.0, "clock": "events"}
+        place = {"device": "card", "hidden": 8, "layers": 2, "dtype": "bfloat16", "threads": 1, "text_tokens": 63}
+        return row | place | more
+
+    rows = [row(None), row(), row(32), row(320, 5), row(attention="flash_attention_2"), row(ms=9.0, date="2026-01-02")]
+    rows += [row(batch=2), row(batch=2, tower="tiny")]
+    drawn = {}
+    monkeypatch.setattr(plots, "_save", lambda figure, axes, folder, name, title: drawn.setdefault(name, axes))
+    plots.draw(rows, tmp_path)
+    containers = {c.get_label(): c.lines[0].get_xydata().tolist() for c in drawn["latency"].containers}
+    assert set(containers) == {"none", "visiondrop", "visiondrop, 5 crops", "visiondrop, flash_attention_2"}
+    assert containers["visiondrop"] == [[32, 5], [64, 9]] and containers["none"] == [[576, 5]]
+    dashed = [line.get_xydata().tolist() for line in drawn["latency"].lines if line.get_linestyle() == "--"]
+    assert dashed == [[[32, 2.5], [64, 2.5], [64, 4.5], [576, 2.5]], [[320, 2.5]]]
+    labels = {line.get_label() for line in drawn["throughput"].lines}
+    assert {"visiondrop, 64 tokens", "visiondrop, 64 tokens, narrow tower", "visiondrop, 5 crops, 320 tokens"} <= labels
+    with pytest.raises(command.EvaluationError, match="2 machines or models.*another card"):
+        plots.draw([row(), row(device="another card")], tmp_path)
 
 
 def test_score_and_graphs_write_rows(tmp_path, monkeypatch):
