@@ -5,7 +5,7 @@ import torch
 
 import visiondrop
 from eval.efficiency.models import build
-from tests import next_models
+from tests import next_models, video_models
 from visiondrop.session import PrefixStore, continue_prefix, encode_prefix, fingerprint, next_logits
 
 TINY = {
@@ -183,6 +183,20 @@ def test_a_second_image_leaves_the_first_session_good(model, pixels):
     with pytest.raises(visiondrop.VisionDropError, match="needs a tokenizer"):
         first.ask("What?")
     visiondrop.apply(model, "none").remove()
+
+
+def test_a_video_serves_many_questions():
+    model, video = video_models.native(8), video_models.video(0)
+    with visiondrop.apply(model, tokens=64):
+        session = visiondrop.encode(model, video, ids=BEFORE)
+        rows = [[*BEFORE, *[-200] * video_models.FRAMES, *question] for question in QUESTIONS]
+        expected = torch.cat([model(input_ids=torch.tensor([row]), images=[video]).logits[:, -1] for row in rows])
+        assert (session.logits(QUESTIONS) - expected).abs().max() <= 1e-5
+        answers = session.ask(QUESTIONS, max_new_tokens=3)
+        assert answers == session.ask(QUESTIONS, max_new_tokens=3, batch_size=2)
+        for wrong in (0, -1):
+            with pytest.raises(visiondrop.VisionDropError, match="positive number"):
+                session.ask(QUESTIONS, batch_size=wrong)
 
 
 def test_a_refused_encoding_leaves_the_model_as_stock(model, pixels):

@@ -270,7 +270,9 @@ class Session:
         single = isinstance(questions, str)
         rows = [self._ids(question) for question in ([questions] if single else questions)]
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **settings}
-        size, answers = batch_size or max(1, len(rows)), []
+        size, answers = max(1, len(rows)) if batch_size is None else batch_size, []
+        if size < 1:
+            raise VisionDropError(f"batch_size={batch_size}: give a positive number, or leave it out for one batch")
         for start in range(0, len(rows), size):
             new = continue_prefix(self.model, self.prefix, rows[start : start + size], **settings)
             if self._tokenizer is None:
@@ -316,7 +318,8 @@ def encode(
 
     Args:
         model: our `llava` classes, or transformers' `LlavaForConditionalGeneration`.
-        image: a PIL image, or preprocessed pixels [3, H, W] (or [1, 3, H, W]).
+        image: a PIL image, or preprocessed pixels [3, H, W] (or [1, 3, H, W]); Video-LLaVA: also a video's, [3,
+            frames, H, W] (`llava.video.load_video`).
         tokenizer, image_processor: the model's; the second is not needed for pixels.
         prompt: text with one `<image>` and, behind it, `{question}`.
         ids: in place of the prompt's text before the image, its ids; then no tokenizer is needed, see `Session.ask`.
@@ -374,8 +377,10 @@ def _native_inputs(model: nn.Module, ids: list[int], image: Any, processor: Any)
         pixels = pixels if isinstance(pixels, Tensor) else pixels[0]
     pixels = pixels.to(model.device, model.dtype)
     pixels = pixels[None] if pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[0] != 1) else pixels
+    shape = model.pictures(pixels, size)[0].shape
+    holes = [PLACEHOLDER] * (shape.units if shape.kind == "video" else 1)  # a video has one for every frame
     return {
-        "input_ids": torch.tensor([[*ids, PLACEHOLDER]], device=model.device),
+        "input_ids": torch.tensor([[*ids, *holes]], device=model.device),
         "images": pixels,
         "image_sizes": size,
     }
