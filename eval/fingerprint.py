@@ -17,6 +17,7 @@ from visiondrop.flops import LLAVA_7B, ModelDims
 
 WHOLE = 64 * 2**20  # files up to this size are hashed whole, larger ones by samples
 STEP, SAMPLE = 4 * 2**20, 4096  # every matrix of a 7B model is larger than a step, so each is sampled
+TOWERS = ("mm_vision_tower", "mm_image_tower", "mm_video_tower")  # fields of config.json that name one
 CARDS = (".md",)  # a model card changes no answer, and it is written after the rows that it quotes
 PACKAGES = ("torch", "transformers", "lmms_eval", "datasets", "accelerate")
 
@@ -75,10 +76,15 @@ class Checkpoint:
 
     @property
     def vision_config(self) -> dict[str, Any]:
-        """The tower's part, from the checkpoint or from the tower's own folder; {} where neither is at hand."""
-        folder = tower_folder(self.path, self.config)
-        if self.config.get("vision_config") or folder is None or not (folder / "config.json").is_file():
-            return self.config.get("vision_config") or {}
+        """The tower's part, from the checkpoint or from the tower's own folder; {} where neither is at hand.
+
+        Of Video-LLaVA's two towers the one for videos, which its budgets are stated for.
+        """
+        video = bool(self.config.get("mm_video_tower"))
+        held = self.config.get("video_config" if video else "vision_config")
+        folder = tower_folder(self.path, self.config, "mm_video_tower" if video else "mm_vision_tower")
+        if held or folder is None or not (folder / "config.json").is_file():
+            return held or {}
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return config.get("vision_config", config)
 
@@ -112,12 +118,13 @@ class Checkpoint:
             vision_intermediate=vision.get("intermediate_size", base.vision_intermediate),
             vision_layers=vision.get("num_hidden_layers", base.vision_layers),
             patch_inputs=3 * vision["patch_size"] ** 2 if vision.get("patch_size") else base.patch_inputs,
+            temporal=bool(vision.get("add_time_attn")),
         )
 
 
-def tower_folder(checkpoint: str, config: dict[str, Any]) -> Path | None:
-    """Local folder of the vision tower that an original checkpoint names, or None."""
-    tower = config.get("mm_vision_tower")
+def tower_folder(checkpoint: str, config: dict[str, Any], field: str = "mm_vision_tower") -> Path | None:
+    """Local folder of the vision tower that an original checkpoint names in a field of `TOWERS`, or None."""
+    tower = config.get(field)
     for folder in (Path(checkpoint) / str(tower), Path(str(tower)).expanduser()):
         if tower and folder.is_dir():
             return folder
@@ -166,9 +173,10 @@ def checkpoint(model: str) -> Checkpoint:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise EvaluationError(f"config.json of checkpoint {model} is missing or damaged: download it again") from None
-    tower = tower_folder(path, config)
-    if tower is not None and not tower.resolve().is_relative_to(Path(path)):
-        fingerprint += "-" + of_folder(tower, without=CARDS)
+    towers = [folder.resolve() for field in TOWERS if (folder := tower_folder(path, config, field)) is not None]
+    for tower in dict.fromkeys(towers):
+        if not tower.is_relative_to(Path(path)):
+            fingerprint += "-" + of_folder(tower, without=CARDS)
     return Checkpoint(path=path, name=name, fingerprint=fingerprint, config=config)
 
 

@@ -180,12 +180,15 @@ def _ordinary_shape(checkpoint: fingerprint.Checkpoint, layout: str | None) -> V
     config, layers, patches = checkpoint.config, checkpoint.layers, checkpoint.patches
     if layers is None or patches is None:
         return None
-    if config.get("model_type") == "video_llava":
-        source = "video-without-temporal-attention"
-        frames = dict(units=8, nominal_units=8, length=8 * (patches + 1), kind="video", source=source)
+    hub_video = config.get("model_type") == "video_llava"
+    if hub_video or config.get("mm_video_tower"):
+        vision = checkpoint.vision_config
+        units = vision.get("num_frames", 8 if hub_video else None)
+        if units is None:
+            return None
+        source = "video" if vision.get("add_time_attn") else "video-without-temporal-attention"
+        frames = dict(units=units, nominal_units=units, length=units * (patches + 1), kind="video", source=source)
         return VisualShape(layers, patches, **frames)
-    if "mm_video_tower" in config:
-        return None  # its patches are known to the towers' own configurations only
     if config.get("model_type") == "llava_next" or config.get("image_aspect_ratio") == "anyres":
         side = 2 * math.isqrt(patches)
         whole = layout == "fixed-2880" or (layout is None and config.get("mm_patch_merge_type") == "spatial")

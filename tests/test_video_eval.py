@@ -1,15 +1,18 @@
 """The video benchmarks end to end: small videos and model, lmms-eval, words compared, a judge on loopback."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from eval import lmms_model, rows, run, video_data
+from eval import fingerprint, lmms_model, rows, run, video_data
 from eval.errors import EvaluationError
 from eval.tasks import video_qa
+from llava.model.builder import load_pretrained_model
 from tests import video_models, videos
 from tests.test_judge_client import NO, YES, Server
 from tests.test_video_loading import write_original
+from visiondrop.adapters import adapter_for
 
 COUNT = 6
 
@@ -49,6 +52,23 @@ def evaluate(place, benchmark, *more) -> int:
 
 def last(place) -> dict:
     return rows.load(place / "rows.jsonl", strict=True)[0][-1]
+
+
+def test_the_shown_ledger_and_the_identity_know_the_towers(tmp_path):
+    """Both towers lie outside the checkpoint: their geometry is the model's, and their files are part of what it is."""
+    found = fingerprint.checkpoint(str(write_original(tmp_path, video_models.native(4), inside=False)))
+    _, model, *_ = load_pretrained_model(found.path, None, "video-llava", device_map="cpu", torch_dtype="float32")
+    assert run._ordinary_shape(found, None) == model.visual_shape() and model.visual_shape().kind == "video"
+    assert found.dims == replace(adapter_for(model).dims(), name=found.name)
+    for kind in ("image", "video"):
+        before = fingerprint.checkpoint(found.path).fingerprint
+        (tmp_path / f"LanguageBind_{kind}" / "more.json").write_text("{}")
+        assert fingerprint.checkpoint(found.path).fingerprint != before
+
+
+def test_an_unreachable_budget_is_told_before_loading(place, monkeypatch, capsys):
+    monkeypatch.setattr(lmms_model.builder, "load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
+    assert evaluate(place, "msvd", "--tokens", "500") == 2 and "not reachable" in capsys.readouterr().err
 
 
 def test_answers_are_joined_by_id(place):
