@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import re
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 from eval.benchmarks import ROOT
 from eval.errors import EvaluationError
 from visiondrop.flops import LLAVA_7B, ModelDims
+from visiondrop.plan import VisualShape
 
 WHOLE = 64 * 2**20  # files up to this size are hashed whole, larger ones by samples
 STEP, SAMPLE = 4 * 2**20, 4096  # every matrix of a 7B model is larger than a step, so each is sampled
@@ -120,6 +122,33 @@ class Checkpoint:
             patch_inputs=3 * vision["patch_size"] ** 2 if vision.get("patch_size") else base.patch_inputs,
             temporal=bool(vision.get("add_time_attn")),
         )
+
+
+    def visual_shape(self, layout: str | None = None) -> VisualShape | None:
+        """What the loaded model's own `visual_shape()` will say, as far as config.json tells; None where it does not.
+
+        Args:
+            layout: how LLaVA-NeXT cuts pictures, "anyres" or "fixed-2880"; None: as the checkpoint says.
+        """
+        config, layers, patches = self.config, self.layers, self.patches
+        if layers is None or patches is None:
+            return None
+        hub_video = config.get("model_type") == "video_llava"
+        if hub_video or config.get("mm_video_tower"):
+            vision = self.vision_config
+            units = vision.get("num_frames", 8 if hub_video else None)
+            if units is None:
+                return None
+            source = "video" if vision.get("add_time_attn") else "video-without-temporal-attention"
+            frames = dict(units=units, nominal_units=units, length=units * (patches + 1), kind="video", source=source)
+            return VisualShape(layers, patches, **frames)
+        if config.get("model_type") == "llava_next" or config.get("image_aspect_ratio") == "anyres":
+            side = 2 * math.isqrt(patches)
+            whole = layout == "fixed-2880" or (layout is None and config.get("mm_patch_merge_type") == "spatial")
+            length, source = (5 * patches, f"fixed-{5 * patches}") if whole else (5 * patches + side, "anyres")
+            crops = dict(units=5, nominal_units=5, length=length, source=source, canvas=(side, side))
+            return VisualShape(layers, patches, **crops)
+        return VisualShape(layers, patches)
 
 
 def tower_folder(checkpoint: str, config: dict[str, Any], field: str = "mm_vision_tower") -> Path | None:

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import fcntl
 import json
-import math
 import os
 import shutil
 import sys
@@ -32,7 +31,6 @@ from eval.tower_memory import TowerMemory
 from llava.model.anyres import LAYOUTS, check_layout
 from visiondrop.__main__ import add_method_arguments, method_options
 from visiondrop.errors import command_line
-from visiondrop.plan import VisualShape
 
 ROOT = benchmarks.ROOT
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -167,35 +165,12 @@ def _show_ledger(
     args: argparse.Namespace, options: dict[str, Any], checkpoint: fingerprint.Checkpoint, quiet: bool
 ) -> None:
     """Plan and print before anything is loaded; an unreachable budget fails here."""
-    shape = _ordinary_shape(checkpoint, args.layout)
+    shape = checkpoint.visual_shape(args.layout)
     if shape is None:
         return
     plan = visiondrop.plan(args.method, args.tokens, shape=shape, options=options)
     if not quiet:
         print(plan.ledger(checkpoint.dims), flush=True)
-
-
-def _ordinary_shape(checkpoint: fingerprint.Checkpoint, layout: str | None) -> VisualShape | None:
-    """What the model's own `visual_shape()` will say, as far as config.json tells; None where it does not."""
-    config, layers, patches = checkpoint.config, checkpoint.layers, checkpoint.patches
-    if layers is None or patches is None:
-        return None
-    hub_video = config.get("model_type") == "video_llava"
-    if hub_video or config.get("mm_video_tower"):
-        vision = checkpoint.vision_config
-        units = vision.get("num_frames", 8 if hub_video else None)
-        if units is None:
-            return None
-        source = "video" if vision.get("add_time_attn") else "video-without-temporal-attention"
-        frames = dict(units=units, nominal_units=units, length=units * (patches + 1), kind="video", source=source)
-        return VisualShape(layers, patches, **frames)
-    if config.get("model_type") == "llava_next" or config.get("image_aspect_ratio") == "anyres":
-        side = 2 * math.isqrt(patches)
-        whole = layout == "fixed-2880" or (layout is None and config.get("mm_patch_merge_type") == "spatial")
-        length, source = (5 * patches, f"fixed-{5 * patches}") if whole else (5 * patches + side, "anyres")
-        crops = dict(units=5, nominal_units=5, length=length, source=source, canvas=(side, side))
-        return VisualShape(layers, patches, **crops)
-    return VisualShape(layers, patches)
 
 
 def _placement(args: argparse.Namespace) -> tuple[str, str]:

@@ -67,9 +67,9 @@ def test_the_plan_is_checked_and_shown_before_loading(place, tmp_path, monkeypat
 def test_the_shown_shape_is_the_models(place):
     _, model, *_ = load_pretrained_model(str(place[1]), None, "v16", device_map="cpu", torch_dtype=torch.float32)
     checkpoint = fingerprint.checkpoint(str(place[1]))
-    assert run._ordinary_shape(checkpoint, None) == model.visual_shape()
+    assert checkpoint.visual_shape() == model.visual_shape()
     use_layout(model, "fixed-2880")
-    assert run._ordinary_shape(checkpoint, "fixed-2880") == model.visual_shape()
+    assert checkpoint.visual_shape("fixed-2880") == model.visual_shape()
 
 
 SPATIAL = dict(image_aspect_ratio="anyres", mm_patch_merge_type="spatial", image_grid_pinpoints=[[672, 672]])

@@ -58,7 +58,7 @@ def test_the_shown_ledger_and_the_identity_know_the_towers(tmp_path):
     """Both towers lie outside the checkpoint: their geometry is the model's, and their files are part of what it is."""
     found = fingerprint.checkpoint(str(write_original(tmp_path, video_models.native(4), inside=False)))
     _, model, *_ = load_pretrained_model(found.path, None, "video-llava", device_map="cpu", torch_dtype="float32")
-    assert run._ordinary_shape(found, None) == model.visual_shape() and model.visual_shape().kind == "video"
+    assert found.visual_shape() == model.visual_shape() and model.visual_shape().kind == "video"
     assert found.dims == replace(adapter_for(model).dims(), name=found.name)
     for kind in ("image", "video"):
         before = fingerprint.checkpoint(found.path).fingerprint
