@@ -70,6 +70,8 @@ def latency(rows: list[dict[str, Any]], folder: Path) -> Path | None:
     rows = _of_one_place(rows, "phases")
     if not rows:
         return None
+    # Absolute times of two sweeps do not mix, and each sweep has its tower: the one with most rows is drawn.
+    rows = max(_by(rows, lambda r: r.get("tower")).values(), key=len)
     batch = min(r["batch"] for r in rows)
     rows = sorted((r for r in rows if r["batch"] == batch), key=lambda r: r["ledger"]["mean"])
     figure, axes = _figure()
@@ -87,20 +89,24 @@ def latency(rows: list[dict[str, Any]], folder: Path) -> Path | None:
 
 def throughput(rows: list[dict[str, Any]], folder: Path) -> Path | None:
     """Images per second (encode + prefill) against batch size."""
-    rows = sorted(_of_one_place(rows, "phases"), key=lambda r: r["batch"])
-    if len({r["batch"] for r in rows}) < 2:
+
+    def name(row: dict[str, Any]) -> tuple[str, bool]:
+        label = f"{_label(row)}, {row['tokens']} tokens" if row["tokens"] else _label(row)
+        return label, row.get("tower") == "tiny"
+
+    lines = _by(sorted(_of_one_place(rows, "phases"), key=lambda r: r["batch"]), name)
+    lines = {key: own for key, own in lines.items() if len(own) > 1}  # a single batch is no curve
+    if not lines:
         return None
     figure, axes = _figure()
-    narrow = {r.get("tower") == "tiny" for r in rows}
-
-    def name(row: dict[str, Any]) -> str:
-        label = f"{_label(row)}, {row['tokens']} tokens" if row["tokens"] else _label(row)
-        return label + (", narrow tower" if len(narrow) > 1 and row.get("tower") == "tiny" else "")
-
-    for label, own in _by(rows, name).items():
+    narrow = {tiny for _, tiny in lines}
+    for (label, tiny), own in lines.items():
+        label += ", narrow tower" if tiny and len(narrow) > 1 else ""
         axes.plot([r["batch"] for r in own], [r["images_per_s"] for r in own], marker="o", label=label)
+    rows = [r for own in lines.values() for r in own]
     axes.set(xlabel="batch", ylabel="images per second, encode + prefill", ylim=(0, None))
-    tower = ", tower of two narrow layers: the decoder's share" if narrow == {True} else ""
+    axes.set_xticks(sorted({r["batch"] for r in rows}))
+    tower = "\ntower of two narrow layers: the decoder's share" if narrow == {True} else ""
     return _save(figure, axes, folder, "throughput", _place(rows[0]) + tower)
 
 
