@@ -21,7 +21,7 @@ from eval.errors import EvaluationError
 from figures import settings
 from figures.probe import RULES, Probe, square, top
 from figures.style import OUT
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import command_line
 from visiondrop.schedule import scale_layers
 
 SHARE = 0.25  # of the patches kept in Figure 3
@@ -162,6 +162,7 @@ def file_of(figure: str, model: str | None, folder: Path = OUT) -> Path:
     return folder / f"{figure}-{settings.variant('figure2', model)[0].kind}.npz"
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m figures.capture", description=__doc__.split("\n")[0])
@@ -174,23 +175,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--force", action="store_true", help="make a capture again that is there")
     args = parser.parse_args(argv)
-    try:
-        wanted = [f for f in args.figures if args.force or not file_of(f, args.model, args.out).is_file()]
-        if not wanted:
-            print("all captures are there; --force makes them again")
-            return 0
-        probe = Probe(args.model or str(settings.ROOT / settings.variant("figure2")[0].models[0]), args.device)
-        scenes = Scenes(args.image, args.question, probe.grid * 14)
-        for name in wanted:
-            found = (
-                figure3(probe, scenes, args.count)
-                if name == "figure3"
-                else {"figure1": figure1, "figure4": figure4}[name](probe, scenes)
-            )
-            write(found, probe, file_of(name, args.model, args.out))
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    wanted = [f for f in args.figures if args.force or not file_of(f, args.model, args.out).is_file()]
+    if not wanted:
+        print("all captures are there; --force makes them again")
+        return 0
+    probe = Probe(args.model or str(settings.ROOT / settings.variant("figure2")[0].models[0]), args.device)
+    scenes = Scenes(args.image, args.question, probe.grid * 14)
+    for name in wanted:
+        found = (
+            figure3(probe, scenes, args.count)
+            if name == "figure3"
+            else {"figure1": figure1, "figure4": figure4}[name](probe, scenes)
+        )
+        write(found, probe, file_of(name, args.model, args.out))
     return 0
 
 

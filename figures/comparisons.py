@@ -21,7 +21,7 @@ from eval.benchmarks import ROOT
 from eval.errors import EvaluationError
 from figures import cells, tables
 from figures.settings import Column, Entry, Variant, options_of
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import command_line
 
 FILE = ROOT / "configs" / "comparisons.yaml"
 OUT = ROOT / "results" / "comparisons"
@@ -131,6 +131,7 @@ def markdown(frame: pd.DataFrame, model: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m figures.comparisons", description=__doc__.split("\n")[0])
@@ -138,14 +139,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=ROOT / "results" / "runs")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
-    try:
-        variant, model = tables.chosen("figure2", args)
-        frame = compute(variant, model, cells.load_rows(tables.result_files(args.results)), args.runs)
-        csv = frame.round(6).to_csv(index=False, lineterminator="\n")
-        tables.save({".csv": csv, ".md": markdown(frame, model)}, args.out, variant.kind)
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    variant, model = tables.chosen("figure2", args)
+    frame = compute(variant, model, cells.load_rows(tables.result_files(args.results)), args.runs)
+    csv = frame.round(6).to_csv(index=False, lineterminator="\n")
+    tables.save({".csv": csv, ".md": markdown(frame, model)}, args.out, variant.kind)
     return 0
 
 

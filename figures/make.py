@@ -15,7 +15,7 @@ from pathlib import Path
 
 from eval.benchmarks import ROOT
 from figures import capture, runs, settings, style, timings
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import VisionDropError, command_line
 
 ROWS = {"table1": "table1", "table2": "table2", "table3": "table3", "controls": "controls", "figure2": "figure2", "figure6": "figure6",
         "accuracy-tokens": "table1", "accuracy-time": "table1"}  # fmt: skip
@@ -122,6 +122,7 @@ def total(names: list[str], args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 something could not be made (it is named), 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
@@ -148,9 +149,6 @@ def main(argv: list[str] | None = None) -> int:
         if args.dry_run:
             return 0
         codes = {name: one(name, args) for name in names}
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where this stopped", file=sys.stderr)
         return 130

@@ -1,7 +1,6 @@
 """Pictures with patches on them, shared by Figures 1, 3 and 4; and the command line of figures made from captures."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from figures import capture, style
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import command_line
 
 PALE = 0.82  # how far a pruned patch fades to white
 
@@ -51,6 +50,7 @@ def rows_text(mask: np.ndarray) -> str:
     return "\n".join("".join("#" if x else "." for x in row) for row in mask.reshape(grid, grid))
 
 
+@command_line
 def command(figure: str, doc: str, draw: Callable[[dict, dict, str, Path], None], argv: list[str] | None = None) -> int:
     """`--model`, `--data`, `--out` for a figure drawn from a capture; exit code 0, or 2 with one sentence."""
     parser = argparse.ArgumentParser(prog=f"python -m figures.{figure}", description=doc.split("\n")[0])
@@ -58,11 +58,7 @@ def command(figure: str, doc: str, draw: Callable[[dict, dict, str, Path], None]
     parser.add_argument("--data", type=Path, metavar="FILE", help="capture; default: results/figures/…npz")
     parser.add_argument("--out", type=Path, default=style.OUT)
     args = parser.parse_args(argv)
-    try:
-        file = args.data or capture.file_of(figure, args.model)
-        arrays, about = capture.read(file)
-        draw(arrays, about, file.stem, args.out)
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    file = args.data or capture.file_of(figure, args.model)
+    arrays, about = capture.read(file)
+    draw(arrays, about, file.stem, args.out)
     return 0

@@ -23,7 +23,7 @@ from eval.benchmarks import ROOT
 from eval.errors import EvaluationError
 from figures import cells, tables
 from figures.settings import Column, Entry, Variant
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import command_line
 from visiondrop.plan import Plan
 
 FROM_ROWS = ("table1", "table2", "table3", "controls", "figure2", "figure6")
@@ -211,6 +211,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="testbed: runs at a time (default: 1)")
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused or a run failed, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
@@ -228,9 +229,6 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join("  " + " ".join(run.arguments()) for _, run in found))
             return 0
         return complete(found, args)
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where this stopped", file=sys.stderr)
         return 130

@@ -18,7 +18,7 @@ import visiondrop
 from eval.efficiency import record
 from figures import paper, render, timings
 from figures.tables import OUT, save
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import command_line
 from visiondrop.plan import VisualShape
 
 WEIGHTS_GB = 14.126  # 7.063 B parameters in 16 bits: what the paper's memory holds beside activations and caches
@@ -252,18 +252,15 @@ def latex(table: pd.DataFrame) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m figures.table4", description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=Path, nargs="+", help="measurements; default: results/efficiency/table4-*.jsonl")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
-    try:
-        files = build(args.rows or timings.files("table4"))
-        save(files, args.out, "table4")
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    files = build(args.rows or timings.files("table4"))
+    save(files, args.out, "table4")
     print(files[".md"])
     return 0
 

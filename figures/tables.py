@@ -21,7 +21,7 @@ from eval.benchmarks import ROOT
 from eval.errors import EvaluationError
 from figures import cells, render, settings
 from figures.settings import Variant
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import VisionDropError, command_line
 from visiondrop.flops import LLAVA_7B, VIDEO_LLAVA_7B, ModelDims
 
 CONTROLS = "controls"  # a table of the testbed only
@@ -153,6 +153,7 @@ def save(files: dict[str, str], folder: Path, name: str) -> None:
     print(f"wrote {folder / name}.{{{','.join(sorted(s.strip('.') for s in files))}}}")
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m figures.tables", description=__doc__.split("\n")[0])
@@ -160,13 +161,9 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
-    try:
-        variant, model = chosen(args.table if args.table == CONTROLS else f"table{args.table}", args)
-        files = build(variant, model, cells.load_rows(result_files(args.results)))
-        save(files, args.out, stem(variant))
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    variant, model = chosen(args.table if args.table == CONTROLS else f"table{args.table}", args)
+    files = build(variant, model, cells.load_rows(result_files(args.results)))
+    save(files, args.out, stem(variant))
     print(files[".md"])
     return 0
 

@@ -1,7 +1,6 @@
 """What the figures made of rows share: one value with its interval per entry, and their command line."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pandas as pd
 from eval.errors import EvaluationError
 from figures import cells, style, tables
 from figures.settings import Entry, Variant
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import command_line
 
 
 def overall(variant: Variant, lines: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -69,6 +68,7 @@ def of(lines: pd.DataFrame, variant: Variant, pick: Callable[[Entry], bool]) -> 
     return [i for i, e in enumerate(variant.entries) if pick(e)]
 
 
+@command_line
 def command(name: str, table: str, doc: str, draw: Callable, argv: list[str] | None = None) -> int:
     """`--model`, `--protocol`, `--results`, `--out` for a figure made of rows; exit code 0, or 2 with one sentence.
 
@@ -80,24 +80,20 @@ def command(name: str, table: str, doc: str, draw: Callable, argv: list[str] | N
     tables.add_arguments(parser)
     parser.add_argument("--out", type=Path, default=style.OUT)
     args = parser.parse_args(argv)
-    try:
-        variant, model = tables.chosen(table, args)
-        lines = cells.long_table(variant, model, cells.load_rows(tables.result_files(args.results)))
-        if (
-            lines[lines["method"] != "none"]["ours"].isna().all()
-            or lines[lines["method"] == "none"]["ours"].isna().all()
-        ):
-            reasons = ", ".join(sorted({n for n in lines["note"] if n}))
-            script = name.replace("_", "-")
-            raise EvaluationError(
-                f"there are no rows of {model} for this figure, unpruned and pruned ({reasons}): "
-                f"run bash scripts/figures/{script}.sh"
-            )
-        style.use()
-        draw(variant, lines, tables.stem(variant).replace(table, script_name(name)), args.out)
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    variant, model = tables.chosen(table, args)
+    lines = cells.long_table(variant, model, cells.load_rows(tables.result_files(args.results)))
+    if (
+        lines[lines["method"] != "none"]["ours"].isna().all()
+        or lines[lines["method"] == "none"]["ours"].isna().all()
+    ):
+        reasons = ", ".join(sorted({n for n in lines["note"] if n}))
+        script = name.replace("_", "-")
+        raise EvaluationError(
+            f"there are no rows of {model} for this figure, unpruned and pruned ({reasons}): "
+            f"run bash scripts/figures/{script}.sh"
+        )
+    style.use()
+    draw(variant, lines, tables.stem(variant).replace(table, script_name(name)), args.out)
     return 0
 
 

@@ -25,7 +25,7 @@ from eval.testbed.sets import SetSpec, best_guesses, readme
 from eval.testbed.video.files import write_clip
 from eval.testbed.video.questions import KINDS, draw_question
 from eval.testbed.video.scenes import VERSION, Clip, clip_rng, draw_clip
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import VisionDropError, command_line
 
 DATASET = "visiondrop-testbed-video"
 NOTE = "Question sets of VisionDrop's video testbed"
@@ -115,6 +115,7 @@ def chance_levels(name: str) -> dict[str, float]:
     return best_guesses(question for _, _, asked in draw_set(name) for question in asked)
 
 
+@command_line
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Write the video testbed's question sets, or print what chance gives.")
@@ -122,17 +123,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sets", nargs="+", default=list(SETS), help="which sets")
     parser.add_argument("--chance", action="store_true", help="print chance levels and digests as JSON")
     args = parser.parse_args(argv)
-    try:
-        if args.out is None and not args.chance:
-            raise VisionDropError("nothing to do: give --out FOLDER or --chance.")
-        if args.out is not None:
-            print(write_sets(args.out, tuple(args.sets)))
-        if args.chance:
-            found = {name: {"digest": digest(name), "chance": chance_levels(name)} for name in args.sets}
-            print(json.dumps(found, indent=1))
-    except VisionDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.out is None and not args.chance:
+        raise VisionDropError("nothing to do: give --out FOLDER or --chance.")
+    if args.out is not None:
+        print(write_sets(args.out, tuple(args.sets)))
+    if args.chance:
+        found = {name: {"digest": digest(name), "chance": chance_levels(name)} for name in args.sets}
+        print(json.dumps(found, indent=1))
     return 0
 
 
