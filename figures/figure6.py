@@ -50,12 +50,13 @@ def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:
             **style_of,
         )
         published = names.index({"a": "V+M+E", "b": "33.3", "c": "7:1"}[panel])
-        axis.plot(
+        axis.errorbar(
             [published],
             [mine["ours"].iloc[published]],
+            yerr=values.errors(mine.iloc[[published]]),
             marker="s",
-            markersize=6.5,
             color=style.RED,
+            elinewidth=0.9,
             linestyle="none",
             zorder=5,
         )
@@ -65,7 +66,7 @@ def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:
         axis.set_xlabel(label)
         style.letter(axis, panel)
     axes[0].set_ylabel(what if len(what) < 30 else "mean ratio to unpruned (%)")
-    axes[0].plot([], [], marker="s", markersize=6.5, color=style.RED, linestyle="none", label="VisionDrop as published")
+    axes[0].plot([], [], marker="s", color=style.RED, linestyle="none", label="VisionDrop as published")
     axes[0].plot([], [], color=style.BLACK, linestyle=":", linewidth=0.9, label="unpruned")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     style.save(figure, name, values.numbers(lines, found, what) + "\n\n" + CAPTION, out)

@@ -116,15 +116,20 @@ def heads(cells: pd.DataFrame, style: Style, unit: str) -> list[str]:
     return [*out, "mean tokens", unit]
 
 
+def _tokens(count) -> str:
+    """A budget as a heading."""
+    return f"{count} token" + "s" * (str(count) != "1")
+
+
 def markdown(
-    title: str, caption: list[str], head: list[str], lines: list[tuple[str, list[str]]], notes: Notes, word: str
+    title: str, caption: list[str], head: list[str], lines: list[tuple[str, list[str]]], notes: Notes
 ) -> str:
     """A table per budget would hide the comparison: budgets are separator rows of one table."""
     out = [f"# {title}", "", *caption, "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     budget = None
     for tokens, texts in lines:
         if tokens != budget:
-            out.append(f"| *{tokens} {word}* |" + " |" * (len(head) - 1))
+            out.append(f"| *{_tokens(tokens)}* |" + " |" * (len(head) - 1))
             budget = tokens
         out.append("| " + " | ".join(texts) + " |")
     out += ["", *(f"<sup>{letter}</sup> {reason}  " for letter, reason in notes.lines())]
@@ -132,7 +137,7 @@ def markdown(
 
 
 def latex(
-    title: str, caption: list[str], head: list[str], lines: list[tuple[str, list[str]]], notes: Notes, word: str
+    title: str, caption: list[str], head: list[str], lines: list[tuple[str, list[str]]], notes: Notes
 ) -> str:
     """A booktabs tabular."""
     out = [f"% {title}", "\\begin{tabular}{l" + "r" * (len(head) - 1) + "}", "\\toprule"]
@@ -141,7 +146,7 @@ def latex(
     for tokens, texts in lines:
         if tokens != budget:
             out += ([] if budget is None else ["\\midrule"]) + [
-                f"\\multicolumn{{{len(head)}}}{{l}}{{\\textit{{{tokens} {word}}}}} \\\\"
+                f"\\multicolumn{{{len(head)}}}{{l}}{{\\textit{{{_tokens(tokens)}}}}} \\\\"
             ]
             budget = tokens
         out.append(" & ".join(t.replace("Δ", "$\\Delta$").replace(DASH, "---") for t in texts) + " \\\\")

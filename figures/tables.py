@@ -125,16 +125,13 @@ def build(variant: Variant, model: str, table: pd.DataFrame) -> dict[str, str]:
     lines = cells.long_table(variant, model, table)
     every = pd.concat([lines, cells.averages(variant, lines)], ignore_index=True)
     extra, unit = costs(variant, lines), "TFLOPs" if variant.kind == "paper" else "GFLOPs"
-    title = f"{variant.name.capitalize().replace('Table', 'Table ')}: {variant.title}" + (
-        "" if variant.kind == "paper" else " (testbed)"
-    )
+    number = "" if variant.name == CONTROLS else variant.name.replace("table", "Table ") + ": "
+    title = number + variant.title + ("" if variant.kind == "paper" else " (testbed)")
     out = {".csv": render.csv(every)}
     for suffix, style, write in ((".md", render.MARKDOWN, render.markdown), (".tex", render.LATEX, render.latex)):
         notes = render.Notes()
         text = render.body(every, extra, style, notes)
-        out[suffix] = write(
-            title, caption(variant, model, table), render.heads(every, style, unit), text, notes, "tokens"
-        )
+        out[suffix] = write(title, caption(variant, model, table), render.heads(every, style, unit), text, notes)
     return out
 
 
