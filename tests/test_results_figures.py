@@ -197,6 +197,15 @@ def test_figures_of_rows(rows_file, tmp_path, name):
     assert "52.19" in (tmp_path / "one" / files[2]).read_text() or "%" in (tmp_path / "one" / files[2]).read_text()
 
 
+@pytest.mark.parametrize("name", ["figure2", "figure6", "accuracy-tokens", "accuracy-time"])
+def test_committed_figures_follow_from_committed_rows(name, tmp_path):
+    folder = settings.ROOT / "results"
+    rows_given = ["--results", str(folder / "testbed.jsonl")]
+    assert make.main([name, "--draw-only", "--folder", str(tmp_path), *rows_given]) == 0
+    text = f"{name}-testbed.txt"
+    assert (tmp_path / text).read_text() == (folder / "figures" / text).read_text()
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_no_rows_is_one_sentence(tmp_path, capsys, name):
     table, draw = ROWS[name]

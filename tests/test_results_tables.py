@@ -193,7 +193,7 @@ def committed() -> list:
     return [
         name
         for name in listed
-        if name.startswith("results/tables/table") and name.endswith((".md", ".tex", ".csv")) and "table4" not in name
+        if name.startswith("results/tables/") and name.endswith((".md", ".tex", ".csv")) and "table4" not in name
     ]
 
 
