@@ -184,10 +184,12 @@ def test_what_does_not_fit_is_refused_in_a_sentence(native):
 def test_ledger_counts_temporal_attention(native, plain):
     with visiondrop.apply(native, tokens=BUDGET) as handle:
         assert handle.dims.temporal and handle.ledger.as_dict()["layout"] == "video"
+        assert "visual tokens (video)," in str(handle.ledger)
         with_time = handle.ledger.flops
     with visiondrop.apply(plain, tokens=BUDGET) as handle:
         assert handle.ledger.flops < with_time
         assert handle.ledger.as_dict()["layout"] == "video-without-temporal-attention"
+        assert "visual tokens (video-without-temporal-attention)," in str(handle.ledger)
 
 
 def test_the_hub_conversion_is_named_a_different_model(hub):

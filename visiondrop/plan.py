@@ -226,7 +226,8 @@ class Ledger:
     def __str__(self) -> str:
         plan, shape = self.plan, self.plan.shape
         budget = f"--tokens {plan.tokens}" if plan.tokens is not None else "explicit settings"
-        lines = [f"method {plan.method}, {budget}, {shape.tokens} visual tokens, {shape.layers} layers"]
+        layout = "" if shape.source == "pad" else f" ({shape.source})"
+        lines = [f"method {plan.method}, {budget}, {shape.tokens} visual tokens{layout}, {shape.layers} layers"]
         if plan.encoder:
             e = plan.encoder
             each = " per unit" if shape.units > 1 else ""
