@@ -147,6 +147,8 @@ def judged(args: argparse.Namespace) -> None:
         for key, value in outcome.items():
             if isinstance(value, dict) and "median" in value:
                 print(f"  {key:<18} {spread(value, 3)}  over {value['n']} rounds")
+        if "flop_ratio" in outcome:
+            print("  FLOP ratio         {whole:.2f}, causal attention {causal:.2f}".format(**outcome["flop_ratio"]))
         print(f"  goal               {json.dumps(outcome['goal'])}")
 
 

@@ -4,7 +4,7 @@
     python -m eval.efficiency goals --only prefill next
 
 prefill    576 -> 64, d = 1024, 8 layers, 63 text tokens: full / staged, and the share of what free selection reaches
-next       the same for 2880 -> 320
+next       the same for 2880 -> 320; attention that skips what the causal mask hides leaves a smaller FLOP ratio (flop_ratio)
 selection  576 -> 64 in a 32-layer stack: share of the staged prefill that choosing takes
 decode     32 layers, d = 128: milliseconds per token of a pruned cache against stock layers on equally long caches
 questions  18 questions on one image, CLIP-L tower: questions per second against the unpruned base, uncached and cached
@@ -17,6 +17,7 @@ import torch
 from transformers import DynamicCache
 
 import visiondrop
+from visiondrop import flops
 from visiondrop.adapters import adapter_for
 from visiondrop.session import continue_prefix, encode_prefix
 
@@ -28,17 +29,32 @@ TINY_DEEP = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 
 QUESTIONS, QUESTION_TOKENS, NEW_TOKENS = 18, 28, 4
 
 
-def _staged(size: str | dict, units: int, tokens: int, rounds: int) -> dict[str, list[float]]:
-    model, text = models.build(size), models.BEFORE + models.AFTER
-    bench, full, staged = Bench(model, None, units, 1, 1, text), Case("none"), Case("visiondrop", tokens)
+def _bench(size: str | dict, units: int) -> Bench:
+    return Bench(models.build(size), None, units, 1, 1, models.BEFORE + models.AFTER)
+
+
+def _staged(bench: Bench, tokens: int, rounds: int) -> dict[str, list[float]]:
+    full, staged = Case("none"), Case("visiondrop", tokens)
     candidates = {"full": bench.prefill(full), "staged": bench.prefill(staged), "free": bench.free(staged)}
-    return interleave(candidates, rounds, model.device)
+    return interleave(candidates, rounds, bench.model.device)
+
+
+def _flop_ratio(bench: Bench, tokens: int, causal: bool) -> float:
+    """Full over staged, decoder layers only; causal: pairs above the diagonal, which the attention skips, not counted."""
+    dims = visiondrop.apply(bench.model, "none").dims
+    full, staged = (
+        sum(flops.block(dims, n + bench.text, causal=causal) for n in bench.plan(case).tokens_per_layer())
+        for case in (Case("none"), Case("visiondrop", tokens))
+    )
+    return full / staged
 
 
 def _prefill(units: int, tokens: int, rounds: int, goal: float, share: float) -> dict[str, Any]:
-    times = _staged("small", units, tokens, rounds)
+    bench = _bench("small", units)
+    times = _staged(bench, tokens, rounds)
     return {
         "ms": {name: summary(values) for name, values in times.items()},
+        "flop_ratio": {"whole": _flop_ratio(bench, tokens, False), "causal": _flop_ratio(bench, tokens, True)},
         "ratio": ratio(times["full"], times["staged"]),
         "ratio_free": ratio(times["full"], times["free"]),
         "share_of_free": ratio(times["free"], times["staged"]),
@@ -58,7 +74,7 @@ def next_crops(rounds: int) -> dict[str, Any]:
 
 def selection(rounds: int) -> dict[str, Any]:
     """At most 2 % of the staged prefill."""
-    times = _staged("deep", 1, 64, rounds)
+    times = _staged(_bench("deep", 1), 64, rounds)
     share = [(s - f) / s for s, f in zip(times["staged"], times["free"])]
     return {"ms": {k: summary(v) for k, v in times.items()}, "share": summary(share), "goal": {"share": 0.02}}
 
