@@ -53,7 +53,7 @@ FIELDS: dict[str, tuple[tuple, str]] = {
     "interval_method": ((str,), "how it was computed"),
     "missing": ((list,), "headline metrics for which the data held no question"),
     "upload": ((list,), "upload files below the run's folder"),
-    "server": ((str, None), "where an upload file goes"),
+    "server": ((str, None), "who scored or will score it: a benchmark's server or a judge; null where we did"),
     "dtype": ((str,), "of the weights"),
     "attention": ((str,), "attention implementation"),
     "device": ((str,), "cpu or cuda"),

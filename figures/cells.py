@@ -107,12 +107,16 @@ def value_of(row: pd.Series, column: Column) -> tuple[float, float, float, int, 
 
 
 def cell(
-    table: pd.DataFrame, variant: Variant, model: str, entry: Entry, column: Column, questions: str | None
+    table: pd.DataFrame, variant: Variant, model: str, entry: Entry, column: Column, base: dict[str, Any]
 ) -> dict:
-    """One cell in long form; `questions` is the fingerprint that the unpruned row was asked, if known."""
+    """One cell in long form; `base` is that of the unpruned row, {} where there is none yet."""
     found, reason = pick(table, variant, model, entry, column)
-    if not found.empty and questions is not None and (found["questions"] != questions).any():
-        found, reason = found.iloc[:0], "asked other questions or prompts than the unpruned row"
+    if not found.empty and "questions" in base:
+        judge, judged = base["server"], spec_of(column.benchmark, variant.protocol).judged
+        if (found["questions"] != base["questions"]).any():
+            found, reason = found.iloc[:0], "asked other questions or prompts than the unpruned row"
+        elif judged and (found["server"] != judge).any():
+            found, reason = found.iloc[:0], f"judged by {found.iloc[-1]['server']}, the unpruned row by {judge}"
     out: dict[str, Any] = {
         "ours": np.nan,
         "low": np.nan,
@@ -128,7 +132,7 @@ def cell(
         several = f"mean of {len(found)} seeds" if len(found) > 1 else ""
         out |= {"ours": ours, "low": low, "high": high, "n": values[0][3], "interval": values[0][4], "note": several}
         out |= {"run": " ".join(found["run"]), "mean_tokens": found.iloc[-1]["ledger"]["mean"]}
-        out |= {"questions": found.iloc[-1]["questions"]}
+        out |= {"questions": found.iloc[-1]["questions"], "server": found.iloc[-1]["server"]}
     return out
 
 
@@ -158,10 +162,10 @@ def long_table(variant: Variant, model: str, table: pd.DataFrame) -> pd.DataFram
     """
     lines = []
     for column in variant.columns:
-        base = cell(table, variant, model, variant.base, column, None)
+        base = cell(table, variant, model, variant.base, column, {})
         barrier = comparable(column, variant.protocol) if variant.published is not None else None
         for number, entry in enumerate(variant.entries):
-            line = cell(table, variant, model, entry, column, base.get("questions"))
+            line = cell(table, variant, model, entry, column, base)
             line |= {
                 "paper": np.nan,
                 "entry": number,

@@ -27,7 +27,7 @@ def cell_of(file, method, tokens):
     variant, model = settings.variant("table1", MODEL)
     entry = next(e for e in variant.entries if (e.method, e.tokens) == (method, tokens))
     column = next(c for c in variant.columns if c.benchmark == "vqav2")
-    return cells.cell(cells.load_rows([file]), variant, model, entry, column, None)
+    return cells.cell(cells.load_rows([file]), variant, model, entry, column, {})
 
 
 def test_a_score_joins_the_row_it_belongs_to(folder, tmp_path, capsys):

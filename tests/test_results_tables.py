@@ -94,6 +94,22 @@ def test_other_layout_is_not_comparable(tmp_path):
     assert not filled(frame) and "layout pad" in frame.loc[(320, "visiondrop", "gqa")].note
 
 
+def test_two_judges_do_not_meet_in_a_column(tmp_path):
+    model = "LanguageBind/Video-LLaVA-7B"
+    common = {"model": model, "ledger": {"layout": "video", "mean": 256.0}, "metrics": {"judge_score": 3.0}}
+
+    def judged(score, server, **more):
+        return row("tgif", score, **({"server": server} | common | more))
+
+    base = judged(18.0, "judge one", tokens=None)
+    same = judged(17.0, "judge one", method="visiondrop", tokens=256)
+    other = judged(19.0, "judge two", method="visionzip", tokens=256)
+    frame = long_form(tmp_path, base, same, other, table="table3", model=model)
+    assert {key[:2] for key in filled(frame)} == {(2048, "none"), (256, "visiondrop")}
+    note = frame.loc[(256, "visionzip", "tgif")].note
+    assert note == "judged by judge two, the unpruned row by judge one"
+
+
 def test_offline_rows_meet_the_paper_only_where_the_protocols_are_one(tmp_path):
     made = [row("gqa", 62.0, protocol="offline"), row("textvqa", 46.0, protocol="offline")]
     frame = long_form(tmp_path, *made, protocol="offline")
@@ -113,7 +129,7 @@ def test_seeds_are_averaged(tmp_path):
     variant = settings.load()["table1"]["paper"]
     table = cells.load_rows([write(tmp_path, *made)])
     entry = settings.Entry("random", "random", 64)
-    cell = cells.cell(table, variant, MODEL, entry, variant.columns[0], None)
+    cell = cells.cell(table, variant, MODEL, entry, variant.columns[0], {})
     assert cell["ours"] == 42 and cell["note"] == "mean of 2 seeds"
 
 
