@@ -10,11 +10,10 @@ import argparse
 import json
 import math
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from eval import rows
+from eval import rows, run
 from eval.benchmarks import ROOT
 from eval.errors import EvaluationError
 from visiondrop.errors import command_line
@@ -76,7 +75,7 @@ def scored(row: dict[str, Any], score: float, server: str | None, known: list[di
             "server": name,
             "interval": None,
             "interval_method": f"none: scored by {name}",
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "date": run.now(),
         }
     )
 

@@ -20,13 +20,13 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import tokenizer_image_token
 from visiondrop.cache import PrunedCache
 from visiondrop.session import (
-    FILLER,
     Prefix,
     PrefixStore,
     continue_prefix,
     current_pruner,
     encode_prefix,
     fingerprint,
+    prefill,
     refuse_text_guided,
 )
 
@@ -62,12 +62,8 @@ def encode_together(model: nn.Module, ids: list[int], owners: tuple[int, ...], *
         ids: up to and including the placeholder, the same for every image.
         inputs: `images` and `image_sizes` of R images as `encode_prefix` takes those of one.
     """
-    count = len(inputs["image_sizes"])
-    cache = DynamicCache(config=getattr(model.config, "text_config", model.config))
-    rows = torch.tensor([ids] * count, device=model.device)
-    model(input_ids=rows, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
-    seen = torch.full((1, cache.get_seq_length()), FILLER, dtype=torch.long, device=model.device)
-    seen[0, : len(ids) - 1] = rows[0, :-1]
+    rows = torch.tensor([ids] * len(inputs["image_sizes"]), device=model.device)
+    cache, seen = prefill(model, rows, **inputs)
     return JoinedPrefix(cache, seen, current_pruner(model), owners)
 
 

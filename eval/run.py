@@ -247,12 +247,13 @@ def _note_session(settings: Settings) -> None:
     commit, dirty = fingerprint.git_state()
     stored = sum(f.read_bytes().count(b"\n") for f in settings.folder.glob("answers-*.jsonl"))
     sessions.append(
-        {"date": _now(), "commit": commit, "dirty": dirty, "processes": settings.processes, "stored": stored}
+        {"date": now(), "commit": commit, "dirty": dirty, "processes": settings.processes, "stored": stored}
     )
     evaluate.write_whole(file, json.dumps(sessions, indent=1))
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, as rows hold it."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -303,7 +304,7 @@ def make_row(settings: Settings, duration: float) -> dict[str, Any]:
             "commit": commit,
             "dirty": dirty,
             "sessions": json.loads((folder / "sessions.json").read_text(encoding="utf-8")),
-            "date": _now(),
+            "date": now(),
             "duration": round(duration, 1),
         }
     )

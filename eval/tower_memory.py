@@ -8,7 +8,6 @@ are kept here, and only that layer runs again where its queries and keys are wan
     memory.attach(model, owner="checkpoint 1f0a, float32, cpu, sdpa")     # `model` of our llava classes
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from visiondrop.encoder import Probe, tower_features
+from visiondrop.prefix_store import fingerprint
 
 LIMIT_BYTES = 1 << 30
 
@@ -53,7 +53,7 @@ class TowerMemory:
 
     def _features(self, clip: nn.Module, pixels: Tensor, select_layer: int, probe: Probe | None) -> Tensor:
         """What `CLIPVisionTransformer.features` returns, [U, 1 + n, D]."""
-        names = [hashlib.sha1(unit.cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest() for unit in pixels]
+        names = [fingerprint(unit) for unit in pixels]
         last = select_layer if select_layer >= 0 else len(clip.encoder.layers) + 1 + select_layer
 
         def entering(which: list[int]) -> Tensor:

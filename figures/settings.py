@@ -1,6 +1,5 @@
 """configs/tables.yaml as checked objects: which rows and columns a table or figure is made of, per variant."""
 
-import difflib
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from eval.errors import EvaluationError
 from eval.settings import number
 from figures import paper
 from visiondrop.__main__ import read_options
+from visiondrop.errors import closest
 from visiondrop.plan import VisualShape
 
 FILE = ROOT / "configs" / "tables.yaml"
@@ -89,9 +89,7 @@ def options_of(pairs: list[str]) -> dict[str, Any]:
 def _strict(entry: dict, allowed: set[str], where: str) -> dict:
     for key in entry:
         if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(sorted(allowed))}"
-            raise EvaluationError(f"{FILE.name}, {where}: unknown key {key!r}; {hint}")
+            raise EvaluationError(f"{FILE.name}, {where}: unknown key {key!r}; {closest(key, sorted(allowed))}")
     return entry
 
 

@@ -14,9 +14,7 @@ Below text and pictures there is a layer of ids and pixels, for evaluation and f
 """
 
 import copy
-import hashlib
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +25,7 @@ from transformers import DynamicCache, GenerationMixin
 from .api import apply
 from .cache import PrunedCache
 from .errors import UnsupportedError, VisionDropError
+from .prefix_store import PrefixStore, fingerprint
 
 PROMPT = (  # LLaVA-1.5's conversation "vicuna_v1"
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -103,13 +102,22 @@ def encode_prefix(model: nn.Module, input_ids: Tensor, **inputs: Any) -> Prefix:
     refuse_text_guided(pruner)
     if input_ids.ndim != 2 or len(input_ids) != 1:
         raise VisionDropError(f"input_ids of shape {tuple(input_ids.shape)}: a prefix is one row, [1, T]")
-    text = getattr(model.config, "text_config", model.config)
-    cache = DynamicCache(config=text)
+    cache, ids = prefill(model, input_ids, **inputs)
+    return Prefix(cache, ids, pruner)
+
+
+def prefill(model: nn.Module, input_ids: Tensor, **inputs: Any) -> tuple[DynamicCache, Tensor]:
+    """A new cache of prompts that end with their image, and the ids [1, length] that the first of them stands for.
+
+    Args:
+        input_ids: [R, T] as for `encode_prefix`; all rows have the same text and images of one size.
+    """
+    cache = DynamicCache(config=getattr(model.config, "text_config", model.config))
     model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
-    plain = input_ids[input_ids != PLACEHOLDER]
+    plain = input_ids[0][input_ids[0] != PLACEHOLDER]
     ids = torch.full((1, cache.get_seq_length()), FILLER, dtype=torch.long, device=input_ids.device)
     ids[0, : len(plain)] = plain  # which ids have been seen is what logits processors may ask
-    return Prefix(cache, ids, pruner)
+    return cache, ids
 
 
 @torch.no_grad()
@@ -173,68 +181,6 @@ def _lay_out(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[int]], pa
     device = prefix.ids.device
     ids = torch.cat([prefix.ids.expand(len(rows), -1), tail.to(device)], dim=1)
     return ids, torch.cat([torch.ones_like(ids[:, : prefix.length]), seen.to(device)], dim=1)
-
-
-def fingerprint(*parts: Any) -> str:
-    """A key for `PrefixStore` from tensors, PIL images and anything with a stable repr, e.g. pixels and ids."""
-    digest = hashlib.sha1(usedforsecurity=False)
-    for part in parts:
-        if isinstance(part, Tensor):
-            digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
-            digest.update(part.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
-        elif hasattr(part, "tobytes"):
-            digest.update(f"{getattr(part, 'mode', '')}{getattr(part, 'size', '')}".encode() + part.tobytes())
-        else:
-            digest.update(repr(part).encode())
-    return digest.hexdigest()
-
-
-class PrefixStore:
-    """Prefixes by key, the least recently used leaving first when their bytes exceed the limit.
-
-    Attributes:
-        limit_bytes: most bytes of keys and values held; a prefix above it is not held at all.
-        bytes, hits, misses: bytes held now, and how `get` fared.
-    """
-
-    def __init__(self, limit_bytes: int):
-        if limit_bytes < 0:
-            raise VisionDropError(f"limit_bytes={limit_bytes}: a number of bytes >= 0")
-        self.limit_bytes, self.bytes, self.hits, self.misses = limit_bytes, 0, 0, 0
-        self._held: OrderedDict[Hashable, Prefix] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def get(self, key: Hashable) -> Prefix | None:
-        """The prefix of `key`, now the most recently used, or None."""
-        prefix = self._held.get(key)
-        if prefix is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._held.move_to_end(key)
-        return prefix
-
-    def put(self, key: Hashable, prefix: Prefix) -> Prefix:
-        """Hold `prefix`, as far as the limit allows; returns it."""
-        self.drop(key)
-        if prefix.bytes <= self.limit_bytes:
-            while self.bytes + prefix.bytes > self.limit_bytes:
-                self.drop(next(iter(self._held)))
-            self._held[key] = prefix
-            self.bytes += prefix.bytes
-        return prefix
-
-    def drop(self, key: Hashable) -> None:
-        """Let go of one prefix, if it is held."""
-        if key in self._held:
-            self.bytes -= self._held.pop(key).bytes
-
-    def clear(self) -> None:
-        """Let go of all."""
-        self._held.clear()
-        self.bytes = 0
 
 
 class Session:

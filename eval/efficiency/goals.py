@@ -39,14 +39,15 @@ def _staged(bench: Bench, tokens: int, rounds: int) -> dict[str, list[float]]:
     return interleave(candidates, rounds, bench.model.device)
 
 
-def _flop_ratio(bench: Bench, tokens: int, causal: bool) -> float:
+def _flop_ratios(bench: Bench, tokens: int) -> dict[str, float]:
     """Full over staged, decoder layers only; causal: pairs above the diagonal, which the attention skips, not counted."""
     dims = visiondrop.apply(bench.model, "none").dims
-    full, staged = (
-        sum(flops.block(dims, n + bench.text, causal=causal) for n in bench.plan(case).tokens_per_layer())
-        for case in (Case("none"), Case("visiondrop", tokens))
-    )
-    return full / staged
+
+    def work(case: Case, causal: bool) -> float:
+        return sum(flops.block(dims, n + bench.text, causal=causal) for n in bench.plan(case).tokens_per_layer())
+
+    full, staged = Case("none"), Case("visiondrop", tokens)
+    return {name: work(full, causal) / work(staged, causal) for name, causal in (("whole", False), ("causal", True))}
 
 
 def _prefill(units: int, tokens: int, rounds: int, goal: float, share: float) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def _prefill(units: int, tokens: int, rounds: int, goal: float, share: float) ->
     times = _staged(bench, tokens, rounds)
     return {
         "ms": {name: summary(values) for name, values in times.items()},
-        "flop_ratio": {"whole": _flop_ratio(bench, tokens, False), "causal": _flop_ratio(bench, tokens, True)},
+        "flop_ratio": _flop_ratios(bench, tokens),
         "ratio": ratio(times["full"], times["staged"]),
         "ratio_free": ratio(times["full"], times["free"]),
         "share_of_free": ratio(times["free"], times["staged"]),

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 class SiblingCard:
     """What the card of a sibling is about.
 
-    name: of its checkpoint's folder; benchmark, questions: the set its numbers come from; kinds: of question, equally many of each; labels:
+    name: of its checkpoint's folder; benchmark: its test set; kinds: of question, equally many of each; labels:
     patch labels in the training log; tokens: visual tokens unpruned; chance: guessing's accuracy by kind, of a set.
     """
 
@@ -34,7 +34,6 @@ class SiblingCard:
     labels: tuple[str, ...]
     tokens: int
     chance: Callable[[str], dict[str, float]]
-    questions: str = "test"
 
     @property
     def card(self) -> Path:
@@ -67,7 +66,7 @@ class SiblingCard:
             raise VisionDropError(
                 f"results/{self.name}.jsonl holds no row of method none: run python -m eval.run {self.benchmark} first."
             )
-        chance, each = self.chance(self.questions), whole["n"] // len(self.kinds)
+        chance, each = self.chance("test"), whole["n"] // len(self.kinds)
         lines = ["| kind | n | accuracy % | 95 % interval | chance |", "|---|---|---|---|---|"]
         for kind in self.kinds:
             share = whole["metrics"][kind]
