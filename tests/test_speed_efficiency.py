@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from eval.efficiency import __main__ as command
-from eval.efficiency import plots, record, roofline
+from eval.efficiency import models, plots, record, roofline
 from eval.efficiency.memory import LiveBytes
+from eval.efficiency.phases import Bench, Case
 from eval.efficiency.timing import Candidate, interleave, ratio
 from visiondrop.api import plan
 from visiondrop.flops import LLAVA_7B
@@ -45,7 +46,14 @@ def test_lines_of_a_plot_hold_what_compares(tmp_path, monkeypatch):
     def row(tokens=64, units=1, attention="sdpa", tower="clip-l", ms=5.0, **more):
         ledger, spread = {"mean": tokens or 576.0 * units}, {"median": ms, "min": ms - 1, "max": ms + 1, "n": 3}
         row = {"schema": 1, "kind": "phases", "method": "visiondrop" if tokens else "none", "tokens": tokens}
-        row |= {"units": units, "attention": attention, "tower": tower, "batch": 1, "date": "2026-01-01", "ledger": ledger}
+        row |= {
+            "units": units,
+            "attention": attention,
+            "tower": tower,
+            "batch": 1,
+            "date": "2026-01-01",
+            "ledger": ledger,
+        }
         row |= {"ms": {"prefill": spread}, "roofline_ms": {"prefill": ms / 2}, "images_per_s": 1.0, "clock": "events"}
         place = {"device": "card", "hidden": 8, "layers": 2, "dtype": "bfloat16", "threads": 1, "text_tokens": 63}
         return row | place | more
@@ -75,6 +83,32 @@ def test_score_and_graphs_write_rows(tmp_path, monkeypatch):
     assert score["ms"]["chunked"]["median"] > 0 and score["memory_bytes"]["chunked"] > 0
     assert (none["method"], pruned["method"]) == ("none", "visiondrop")
     assert {"eager", "static"} == set(pruned["decode"]) == set(pruned["first_token"])
+
+
+@pytest.mark.parametrize("uneven", [True, False])
+def test_prompts_of_unequal_length_take_a_mask_everywhere(uneven):
+    model, masked = models.build("thin"), []
+    bench = Bench(model, None, 1, 2, 1, 63, uneven=uneven)
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(
+            lambda _, args, kw: masked.append(kw["attention_mask"] is not None), with_kwargs=True
+        )
+    pruned = Case("visiondrop", 64)
+    for candidate in (bench.prefill(Case("none")), bench.prefill(pruned), bench.free(pruned)):
+        masked.clear()
+        if candidate.prepare is not None:
+            candidate.prepare()
+        candidate.run()
+        assert masked == [uneven] * 4
+
+
+def test_the_judged_ratio_with_a_mask(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(models.SIZES, "small", models.SIZES["thin"])
+    out = tmp_path / "rows.jsonl"
+    assert command.main(["goals", "--only", "masked", "--rounds", "2", "--out", str(out)]) == 0
+    (row,) = record.load([out])
+    assert row["prompts"] == 2 and row["ratio"]["n"] == 2 and row["flop_ratio"]["whole"] > row["flop_ratio"]["causal"]
+    assert "unequal length" in capsys.readouterr().out
 
 
 def test_several_crops(tmp_path):

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--steps", type=int, default=8, help="decoding steps timed")
     text = models.BEFORE + models.AFTER
     sweep.add_argument("--text", type=int, default=text, help="text tokens, 35 of them before the image")
-    sweep.add_argument("--compile", action="store_true", help="then the rows of `graphs`: with and without static shapes")
+    sweep.add_argument(
+        "--compile", action="store_true", help="then the rows of `graphs`: with and without static shapes"
+    )
     sweep.add_argument("--memory-limit", type=float, default=24, help="GB for the largest batch")
     goal = commands.add_parser("goals", help="the judged ratios")
     goal.add_argument("--only", nargs="*", choices=goals.GOALS, default=list(goals.GOALS))
@@ -110,7 +112,9 @@ def sweep(args: argparse.Namespace) -> None:
     for batch in numbers("--batch", args.batch):
         try:
             bench = Bench(model, stock, args.units, batch, args.steps, args.text)
-            bench.measure(cases, args.rounds, lambda phase: print(f"  batch {batch}: {phase} measured", file=sys.stderr))
+            bench.measure(
+                cases, args.rounds, lambda phase: print(f"  batch {batch}: {phase} measured", file=sys.stderr)
+            )
         except torch.cuda.OutOfMemoryError:
             print(f"  batch {batch}: the card's memory is full; larger batches are left out", file=sys.stderr)
             break

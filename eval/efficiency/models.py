@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaForConditionalGeneration
 from transformers import LlavaConfig as HubConfig
+from transformers.masking_utils import create_causal_mask
 
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from visiondrop.layout import Image, Layout, Span
+from visiondrop.layout import Image, Layout, Span, padding_mask
 from visiondrop.plan import Plan, VisualShape
 
 BEFORE, AFTER = 35, 28  # text tokens before and behind the image (performance.md §1)
@@ -104,20 +105,33 @@ def crops(units: int, layers: int) -> VisualShape:
     )
 
 
-def stack_input(model: nn.Module, rows: int, shape: VisualShape, text: int = BEFORE + AFTER) -> tuple[Tensor, Callable]:
-    """What the decoder receives: embeddings [rows, text + visual, D] in unpruned length, and a maker of layouts."""
+def stack_input(
+    model: nn.Module, rows: int, shape: VisualShape, text: int = BEFORE + AFTER, uneven: bool = False
+) -> tuple[Tensor, Callable]:
+    """What the decoder receives: embeddings [rows, text + visual, D] in unpruned length, and a maker of layouts.
+
+    uneven: every other row has one text token less, so that all attention takes a mask.
+    """
     draw = torch.Generator().manual_seed(0)
-    length = text + shape.tokens
-    hidden = torch.randn(rows, length, model.config.hidden_size, generator=draw).to(model.device, model.dtype)
+    width = text + shape.tokens
+    hidden = torch.randn(rows, width, model.config.hidden_size, generator=draw).to(model.device, model.dtype)
+    lengths = _lengths(rows, width, uneven)
 
     def layout() -> Layout:
         spans = [Span(row, BEFORE, Image(shape)) for row in range(rows)]
-        return Layout(spans, [length] * rows, length, None, [[length] for _ in range(rows)])
+        mask = padding_mask(lengths, width, torch.device("cpu"))
+        return Layout(spans, list(lengths), width, mask, [[length] for length in lengths])
 
     return hidden, layout
 
 
-def free_stack(model: nn.Module, rows: int, plan: Plan, text: int = BEFORE + AFTER, cached: bool = True) -> Callable:
+def _lengths(rows: int, width: int, uneven: bool) -> list[int]:
+    return [width - (row % 2 if uneven else 0) for row in range(rows)]
+
+
+def free_stack(
+    model: nn.Module, rows: int, plan: Plan, text: int = BEFORE + AFTER, cached: bool = True, uneven: bool = False
+) -> Callable:
     """The same layers on the lengths of `plan` with selection for free: tokens are cut off, nothing else is done."""
     stack, counts = model.model, plan.counts
     edges = [0, *(stage.layer for stage in plan.stages), plan.shape.layers]
@@ -133,10 +147,11 @@ def free_stack(model: nn.Module, rows: int, plan: Plan, text: int = BEFORE + AFT
                 hidden = torch.cat(parts, dim=1)
             positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
             rope = stack.rotary_emb(hidden, position_ids=positions)
+            valid = padding_mask(_lengths(rows, hidden.shape[1], uneven), hidden.shape[1], hidden.device)
+            mask = create_causal_mask(model.config, hidden, attention_mask=valid, past_key_values=None)
+            given = {"attention_mask": mask, "position_embeddings": rope, "position_ids": None}
             for layer in stack.layers[first:last]:
-                hidden = layer(
-                    hidden, attention_mask=None, position_embeddings=rope, position_ids=None, past_key_values=cache
-                )
+                hidden = layer(hidden, past_key_values=cache, **given)
         return model.lm_head(stack.norm(hidden)[:, -1:])
 
     return run

@@ -41,13 +41,26 @@ class Bench:
 
     Attributes:
         model: our class; stock: transformers' class or None; shape: what one image looks like.
+        mask: [B, text + visual] bool, or None where all prompts are equally long.
     """
 
-    def __init__(self, model: nn.Module, stock: nn.Module | None, units: int, batch: int, steps: int, text: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        stock: nn.Module | None,
+        units: int,
+        batch: int,
+        steps: int,
+        text: int,
+        uneven: bool = False,
+    ):
         self.model, self.stock, self.batch, self.steps, self.text = model, stock, batch, steps, text
+        self.uneven = uneven
         self.shape: VisualShape = models.crops(units, model.config.num_hidden_layers)
         self.pixels = models.pictures(model, batch * units)
-        self.hidden, self.layout = models.stack_input(model, batch, self.shape, text)
+        self.hidden, self.layout = models.stack_input(model, batch, self.shape, text, uneven)
+        mask = self.layout().mask
+        self.mask = None if mask is None else mask.to(model.device)
         self.token = torch.full((batch, 1), 7, device=model.device)
         self.times: dict[tuple[Case, str], list[float]] = {}
 
@@ -99,7 +112,7 @@ class Bench:
         else:
             stack, head, more = self.model.model, self.model.lm_head, {"layout": self.layout()}
         cache = DynamicCache(config=stack.config)
-        out = stack(inputs_embeds=self.hidden, past_key_values=cache, use_cache=True, **more)
+        out = stack(inputs_embeds=self.hidden, attention_mask=self.mask, past_key_values=cache, use_cache=True, **more)
         return cache, head(out.last_hidden_state[:, -1:])
 
     def decode(self, case: Case) -> Candidate:
@@ -124,7 +137,7 @@ class Bench:
 
     def free(self, case: Case) -> Candidate:
         """The decoder on the same lengths with selection for free."""
-        return Candidate(models.free_stack(self.model, self.batch, self.plan(case), self.text))
+        return Candidate(models.free_stack(self.model, self.batch, self.plan(case), self.text, uneven=self.uneven))
 
     def measure(self, cases: list[Case], rounds: int, progress: Callable | None = None) -> None:
         """Time every phase of every case; phases one after another, cases interleaved within a phase."""
