@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from llava.model.graphs import Prompts, StaticGenerator, StaticPrompts
-
 from llava.model.fixed import room_for
+from llava.model.graphs import Prompts, StaticGenerator, StaticPrompts
 
 from . import models
 from .phases import Bench, Case
