@@ -18,6 +18,7 @@ from eval.testbed.next.scenes import CROP, SIDE, draw_scene, scene_rng
 from eval.testbed.next.views import ORDER, TOKENS, cut, line_up
 from eval.testbed.questions import draw_question
 from eval.testbed.scenes import NO_COLOR, PATCH
+from eval.testbed.sibling_card import rival
 from eval.testbed.tokenizer import PREFIX
 from eval.testbed.train import Trainer, load_recipe
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -176,3 +177,20 @@ def test_the_card_says_what_the_committed_rows_say_about_one_small_checkpoint():
     folder = CARD.card.parent
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 8_000_000
     assert len({row["model_fingerprint"] for row in CARD.rows()}) == 1
+
+
+def test_pairs_need_the_answers_and_leave_what_is_committed(tmp_path, capsys):
+    before = (CARD.training / "paired.jsonl").read_bytes()
+    assert CARD.main(["--pairs", str(tmp_path)]) == 2
+    assert "holds no whole run" in capsys.readouterr().err
+    assert (CARD.training / "paired.jsonl").read_bytes() == before
+
+
+def test_every_run_is_paired_with_none_and_visiondrop_with_its_rivals():
+    committed = [json.loads(line) for line in (CARD.training / "paired.jsonl").read_text().splitlines()]
+    rows = {row["checksum"]: row for row in CARD.rows()}
+    (none,) = [mark for mark, row in rows.items() if row["method"] == "none"]
+    against = {tuple(pair["rows"]) for pair in committed}
+    assert {(mark, none) for mark in rows if mark != none} <= against
+    others = [[rows[mark] for mark in pair] for pair in against if pair[1] != none]
+    assert others and all(a["method"] == "visiondrop" and a["tokens"] == b["tokens"] and rival(b) for a, b in others)

@@ -1,18 +1,22 @@
 """The number blocks of a sibling's model card and its learning curves, from committed rows only.
 
-Rows: results/<name>.jsonl (eval.run), results/<name>-training/paired.jsonl (eval.compare --json) and log.jsonl (the
-training log). A block of checkpoints/<name>/README.md is what stands between `<!-- NAME -->` and `<!-- end NAME -->`.
+Rows: results/<name>.jsonl (eval.run), results/<name>-training/paired.jsonl (what eval.compare says of the runs; `--pairs`
+makes it from their answers, which are not committed) and log.jsonl (the training log). A block of checkpoints/<name>/README.md is what stands between `<!-- NAME -->` and `<!-- end NAME -->`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from eval import rows as result_rows
+from eval.compare import compare
 from eval.testbed.card import draw_curves, fill, read_rows, training_block
 from eval.testbed.measure import wilson
 from visiondrop.errors import VisionDropError
@@ -90,12 +94,30 @@ class SiblingCard:
             lines.append(f"| {condition_of(row)} | {kinds} | {row['score']:.1f} | {gap} | {row['duration']:.0f} |")
         return "\n".join([*lines, "", source_of(rows[0])])
 
+    def compared(self, runs: Path) -> list[dict]:
+        """`eval.compare` of every run with none, and of VisionDrop with the others at its budget.
+
+        Args:
+            runs: folder of the run folders that the rows name.
+        """
+        rows = [row for row in self.rows() if not row["partial"]]
+        none = next(row for row in rows if row["method"] == "none")
+        pairs = [(row, none) for row in rows if row is not none]
+        for a in rows:
+            if a["method"] == "visiondrop" and not a["options"]:
+                pairs += [(a, b) for b in rows if b["tokens"] == a["tokens"] and rival(b)]
+        return [compare(runs / a["folder"], runs / b["folder"]) for a, b in tqdm(pairs, desc="pairs")]
+
     def main(self, argv: list[str] | None = None) -> int:
         """Command line; returns the exit status."""
         parser = argparse.ArgumentParser(description=f"Fill the model card of {self.name} from committed rows.")
         parser.add_argument("--check", action="store_true", help="change nothing, fail when the card is out of date")
+        parser.add_argument("--pairs", type=Path, metavar="RUNS", help="first compare the runs in this folder again")
         args = parser.parse_args(argv)
         try:
+            if args.pairs is not None:
+                lines = [json.dumps(pair) + "\n" for pair in self.compared(args.pairs)]
+                (self.training / "paired.jsonl").write_text("".join(lines))
             card = self.card.read_text()
             filled = fill(card, self.blocks())
             if args.check:
@@ -108,6 +130,11 @@ class SiblingCard:
             print(f"error: {error}", file=sys.stderr)
             return 2
         return 0
+
+
+def rival(row: dict) -> bool:
+    """Whether VisionDrop is compared with a run: the other methods, uniform, and random with its first seed."""
+    return row["method"] in ("visionzip", "uniform", "fastv", "pyramiddrop") or row["options"] == {"seed": 0}
 
 
 def condition_of(row: dict) -> str:
