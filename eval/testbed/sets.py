@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -192,27 +193,37 @@ def best_guesses(questions: Iterable[Question]) -> dict[str, float]:
     return {kind: right[kind] / total[kind] for kind in total}
 
 
-@command_line
-def main(argv: list[str] | None = None, family: Family = TESTBED) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description="Write the testbed's question sets, or print what chance gives on them."
-    )
-    parser.add_argument("--out", type=Path, help=f"folder that will hold {family.dataset}/")
-    parser.add_argument("--sets", nargs="+", default=list(family.sets), help="which sets")
+def command(
+    argv: list[str] | None, dataset: str, names: Iterable[str], write: Callable, describe: Callable[[str], dict]
+) -> int:
+    """Command line of question sets; returns the exit status.
+
+    Args:
+        dataset: the folder that is made; names: of its sets.
+        write: (folder, names) -> what was written; describe: name -> digest and chance levels.
+    """
+    parser = argparse.ArgumentParser(description=f"Write the sets of {dataset}, or print what chance gives on them.")
+    parser.add_argument("--out", type=Path, help=f"folder that will hold {dataset}/")
+    parser.add_argument("--sets", nargs="+", default=list(names), help="which sets")
     parser.add_argument("--chance", action="store_true", help="print chance levels and digests as JSON")
     args = parser.parse_args(argv)
     if args.out is None and not args.chance:
         raise VisionDropError("nothing to do: give --out FOLDER or --chance.")
     if args.out is not None:
-        print(write_sets(args.out, tuple(args.sets), family=family))
+        print(write(args.out, tuple(args.sets)))
     if args.chance:
-        print(
-            json.dumps(
-                {name: {"digest": digest(name, family), "chance": chance_levels(name, family)} for name in args.sets}, indent=1
-            )
-        )
+        print(json.dumps({name: describe(name) for name in args.sets}, indent=1))
     return 0
+
+
+@command_line
+def main(argv: list[str] | None = None, family: Family = TESTBED) -> int:
+    """Command line; returns the exit status."""
+
+    def describe(name: str) -> dict:
+        return {"digest": digest(name, family), "chance": chance_levels(name, family)}
+
+    return command(argv, family.dataset, family.sets, partial(write_sets, family=family), describe)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ first look.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from eval.testbed.questions import Question
-from eval.testbed.sets import SetSpec, best_guesses, readme
+from eval.testbed.sets import SetSpec, best_guesses, command, readme
 from eval.testbed.video.files import write_clip
 from eval.testbed.video.questions import KINDS, draw_question
 from eval.testbed.video.scenes import VERSION, Clip, clip_rng, draw_clip
@@ -118,19 +117,9 @@ def chance_levels(name: str) -> dict[str, float]:
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Write the video testbed's question sets, or print what chance gives.")
-    parser.add_argument("--out", type=Path, help=f"folder that will hold {DATASET}/")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), help="which sets")
-    parser.add_argument("--chance", action="store_true", help="print chance levels and digests as JSON")
-    args = parser.parse_args(argv)
-    if args.out is None and not args.chance:
-        raise VisionDropError("nothing to do: give --out FOLDER or --chance.")
-    if args.out is not None:
-        print(write_sets(args.out, tuple(args.sets)))
-    if args.chance:
-        found = {name: {"digest": digest(name), "chance": chance_levels(name)} for name in args.sets}
-        print(json.dumps(found, indent=1))
-    return 0
+    return command(
+        argv, DATASET, SETS, write_sets, lambda name: {"digest": digest(name), "chance": chance_levels(name)}
+    )
 
 
 if __name__ == "__main__":
