@@ -9,6 +9,8 @@ rotation, because positions may change.
 import torch
 from torch import Tensor, nn
 
+from .selection import gather_rows
+
 
 class KnownProjections:
     """Unrotated queries and keys of rows that one layer is about to see.
@@ -61,7 +63,7 @@ class KnownProjections:
         if self._text is None:
             text = x[:, : self.before]
         else:
-            text = x.gather(1, self._text.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            text = gather_rows(x, self._text)
         return torch.cat([text, x[:, self.known :]], dim=1)
 
     def _missing_key(self, x: Tensor) -> Tensor:
@@ -77,4 +79,4 @@ class KnownProjections:
         """Move known rows behind each row's padding: [B, width, H * E]."""
         if self._place is None:
             return rows
-        return rows.gather(1, self._place.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+        return gather_rows(rows, self._place)

@@ -265,7 +265,8 @@ class PrefillRun(_Run):
         width = max(lengths)
         index = row_index(pieces, width).to(hidden.device)
         flat = hidden.reshape(-1, hidden.shape[-1])
-        self.hidden = (torch.cat([flat, *values]) if values else flat)[index]
+        flat = torch.cat([flat, *values]) if values else flat
+        self.hidden = flat.index_select(0, index.reshape(-1)).view(*index.shape, -1)
         if self.positions is not None:
             self.positions = self.positions.reshape(-1)[index]
         self.lengths, self.width = lengths, width

@@ -31,7 +31,10 @@ class Selection:
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """x [I, n, D], index [I, M] -> [I, M, D]."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    if len(index) == 1:
+        return x[0].index_select(0, index[0]).unsqueeze(0)
+    # Whole rows are moved: several times faster on a CPU than `gather`, whose index has an entry per element.
+    return x[torch.arange(len(index), device=index.device)[:, None], index]
 
 
 def top_k(scores: Tensor, count: int) -> Tensor:
@@ -79,14 +82,14 @@ def merge(hidden: Tensor, metric: Tensor, dominant: Tensor, contextual: int) -> 
     at_candidate = at_candidate + passed.clamp(max=contextual)
     reference, candidate = rest[:, at_reference], rest[:, at_candidate]
 
-    value = torch.cat([gather_rows(hidden, dominant), gather_rows(hidden, reference)], dim=1)
+    fused = gather_rows(hidden, reference)
     assignment = candidate.new_zeros(candidate.shape)
     if candidate.shape[1]:
         assignment, mean = _join(hidden, metric / metric.norm(dim=-1, keepdim=True), candidate, reference)
-        value = torch.cat([value[:, :kept], value[:, kept:] + mean], dim=1)
+        fused = fused + mean
     return Selection(
         index=torch.cat([dominant, reference], dim=1),
-        value=value,
+        value=torch.cat([gather_rows(hidden, dominant), fused], dim=1),
         dominant=kept,
         merged=candidate,
         assignment=assignment,
