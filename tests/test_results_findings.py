@@ -29,5 +29,21 @@ def test_every_difference_in_the_findings_was_measured():
     assert set(told) <= measured()
 
 
+def test_the_readme_shows_the_newest_speed_goals():
+    lines = (RESULTS / "efficiency" / "cpu-goals.jsonl").read_text().splitlines()
+    newest = {row["name"]: row for row in sorted(map(json.loads, lines), key=lambda row: row["date"])}
+    readme_text = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = []
+    for name in ("prefill", "next", "masked"):
+        for what, digits in (("ratio", 2), ("share_of_free", 3)):
+            middle, low, high = (f"{newest[name][what][end]:.{digits}f}" for end in ("median", "min", "max"))
+            told.append(f"| {middle} ({low} – {high}) | {newest[name]['goal'][what]} |")
+    told.append(f"| {100 * newest['selection']['share']['median']:.1f} % | 2 % |")
+    told.append("| {:.3f}, {:.3f} |".format(*(newest["decode"][what]["median"] for what in ("native", "hooks"))))
+    asked = newest["questions"]
+    told.append(f"| {asked['over_base']['median']:.1f}, {asked['over_base_reuse']['median']:.2f} | 12, 1 |")
+    assert [words for words in told if words not in readme_text] == []
+
+
 def test_the_readme_shows_the_committed_tables():
     assert readme.main(["--check"]) == 0
