@@ -133,3 +133,12 @@ def test_the_committed_card_says_what_the_committed_rows_say():
 def test_log_and_rows_are_json_lines():
     for path in card.RESULTS.glob("*.jsonl"):
         assert all(isinstance(json.loads(line), dict) for line in path.read_text().splitlines())
+
+
+def test_two_models_are_only_compared_on_the_same_pictures():
+    log = card.read_rows(card.RESULTS / "default" / "log.jsonl")
+    own, committed = (card.read_rows(folder / "measure.jsonl") for folder in (card.RESULTS / "default", card.RESULTS))
+    assert "Together 64 minutes" in card.default_block(log, own, committed)
+    for bad in ([row | {"images": [1]} for row in own], own[:2], []):
+        with pytest.raises(VisionDropError, match="same validation pictures"):
+            card.default_block(log, bad, committed)

@@ -3,8 +3,9 @@
     python -m eval.testbed.card            # rewrites the marked blocks of checkpoints/testbed/README.md and curves.png
     python -m eval.testbed.card --check    # exits with 1 when the card does not say what the rows say
 
-Rows: results/testbed-training/measure.jsonl (eval.testbed.measure) and log.jsonl (the training log). A block of the
-card is what stands between `<!-- NAME -->` and `<!-- end NAME -->`.
+Rows: results/testbed-training/measure.jsonl (eval.testbed.measure) and log.jsonl (the training log), and the same two
+below default/ for a run of the default schedule from scratch in one go. A block of the card is what stands between
+`<!-- NAME -->` and `<!-- end NAME -->`.
 """
 
 from __future__ import annotations
@@ -130,6 +131,24 @@ def training_block(log: list[dict], names: tuple[str, ...] = (*KINDS, *PATCH_LAB
     return "\n".join([*lines, "", f"Together {seconds / 60:.0f} minutes."])
 
 
+def default_block(log: list[dict], rows: list[dict], committed: list[dict]) -> str:
+    """The default schedule from scratch: minutes of its stages, and its model beside the committed one."""
+    lines = [training_block(log), "", "| validation set | " + " | ".join(KINDS) + " | all |"]
+    lines.append("|---|" + "---|" * (len(KINDS) + 1))
+    chosen = {
+        f"{name}, {CONDITIONS[condition]}": pick(found, "validation", condition)
+        for name, found in (("this run", rows), ("committed", committed))
+        for condition in ("full", "cls-64", "random-64", "one")
+    }
+    if None in chosen.values() or any(row["images"] != rows[0]["images"] for row in chosen.values()):
+        raise VisionDropError(
+            "both models need rows of the same validation pictures: run eval.testbed.measure on each with equal --images "
+            "and --conditions full cls-64 random-64 one."
+        )
+    lines += [f"| {title} | {_kinds(row)} | {100 * row['accuracy']:.1f} |" for title, row in chosen.items()]
+    return "\n".join([*lines, "", f"This run: {_source(pick(rows, 'validation', 'full'))}"])
+
+
 def _kinds(row: dict) -> str:
     return " | ".join(f"{100 * row['kinds'][kind]['accuracy']:.1f}" if kind in row["kinds"] else "-" for kind in KINDS)
 
@@ -193,6 +212,8 @@ def main(argv: list[str] | None = None) -> int:
         rows, log = read_rows(RESULTS / "measure.jsonl"), read_rows(RESULTS / "log.jsonl")
         blocks = {"accuracy": accuracy_block(rows), "tokens": tokens_block(rows)}
         blocks |= {"depth": depth_block(rows), "training": training_block(log)}
+        scratch = [read_rows(RESULTS / "default" / name) for name in ("log.jsonl", "measure.jsonl")]
+        blocks["default"] = default_block(*scratch, rows)
         card = CARD.read_text()
         filled = fill(card, blocks)
         if args.check:
