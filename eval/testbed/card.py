@@ -97,7 +97,7 @@ def tokens_block(rows: list[dict]) -> str:
         if row is not None and row["images"] == full["images"]:
             middle, low, high = paired_difference(row, full)
             gap = "" if condition == "full" else f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
-            lines.append(f"| {meaning} | {_kinds(row)} | {100 * row['accuracy']:.1f} | {gap} |")
+            lines.append(f"| {meaning} | {_kinds(row)} | {gap} |")
     return "\n".join([*lines, "", _source(full)])
 
 
@@ -109,10 +109,10 @@ def depth_block(rows: list[dict]) -> str:
             "there is no depth profile: run eval.testbed.measure --conditions full depth --images 160."
         )
     lines = ["| one token after layer | " + " | ".join(KINDS) + " | all |", "|---|" + "---|" * (len(KINDS) + 1)]
-    lines += [f"| {layer} | {_kinds(row)} | {100 * row['accuracy']:.1f} |" for layer, row in found.items()]
+    lines += [f"| {layer} | {_kinds(row)} |" for layer, row in found.items()]
     first = next(iter(found.values()))
     same = [r for r in rows if r["condition"] == "full" and r["images"] == first["images"]]
-    lines += [f"| all tokens, same questions | {_kinds(row)} | {100 * row['accuracy']:.1f} |" for row in same[-1:]]
+    lines += [f"| all tokens, same questions | {_kinds(row)} |" for row in same[-1:]]
     return "\n".join([*lines, "", _source(first)])
 
 
@@ -145,12 +145,19 @@ def default_block(log: list[dict], rows: list[dict], committed: list[dict]) -> s
             "both models need rows of the same validation pictures: run eval.testbed.measure on each with equal --images "
             "and --conditions full cls-64 random-64 one."
         )
-    lines += [f"| {title} | {_kinds(row)} | {100 * row['accuracy']:.1f} |" for title, row in chosen.items()]
+    lines += [f"| {title} | {_kinds(row)} |" for title, row in chosen.items()]
     return "\n".join([*lines, "", f"This run: {_source(pick(rows, 'validation', 'full'))}"])
 
 
 def _kinds(row: dict) -> str:
-    return " | ".join(f"{100 * row['kinds'][kind]['accuracy']:.1f}" if kind in row["kinds"] else "-" for kind in KINDS)
+    """Cells of every kind and of all questions."""
+    return " | ".join(cell(found) if (found := row["kinds"].get(kind)) else "-" for kind in KINDS) + f" | {cell(row)}"
+
+
+def cell(found: dict) -> str:
+    """An accuracy with its 95 % Wilson interval, in per cent."""
+    low, high = found["interval"]
+    return f"{100 * found['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _source(row: dict) -> str:

@@ -1,7 +1,8 @@
 """The number blocks of a sibling's model card and its learning curves, from committed rows only.
 
-Rows: results/<name>.jsonl (eval.run), results/<name>-training/paired.jsonl (what eval.compare says of the runs; `--pairs`
-makes it from their answers, which are not committed) and log.jsonl (the training log). A block of checkpoints/<name>/README.md is what stands between `<!-- NAME -->` and `<!-- end NAME -->`.
+Rows: results/<name>.jsonl (eval.run), results/<name>-training/paired.jsonl (what eval.compare says of the runs; made by
+`--pairs` from their answers, which are not committed) and log.jsonl (the training log). A block of
+checkpoints/<name>/README.md is what stands between `<!-- NAME -->` and `<!-- end NAME -->`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from eval import rows as result_rows
 from eval.compare import compare
-from eval.testbed.card import draw_curves, fill, read_rows, training_block
+from eval.testbed.card import cell, draw_curves, fill, read_rows, training_block
 from eval.testbed.measure import wilson
 from visiondrop.errors import VisionDropError
 
@@ -75,7 +76,9 @@ class SiblingCard:
         for kind in self.kinds:
             share = whole["metrics"][kind]
             low, high = (100 * end for end in wilson(round(share * each), each))
-            lines.append(f"| {kind} | {each} | {100 * share:.1f} | {low:.1f} to {high:.1f} | {100 * chance[kind]:.1f} |")
+            lines.append(
+                f"| {kind} | {each} | {100 * share:.1f} | {low:.1f} to {high:.1f} | {100 * chance[kind]:.1f} |"
+            )
         low, high = whole["interval"]
         mean = 100 * sum(chance.values()) / len(chance)
         lines.append(f"| all | {whole['n']} | {whole['score']:.1f} | {low:.1f} to {high:.1f} | {mean:.1f} |")
@@ -87,12 +90,18 @@ class SiblingCard:
         lines = ["| condition | " + " | ".join(self.kinds) + " | all | minus all tokens (95 %) | seconds |"]
         lines.append("|---|" + "---|" * (len(self.kinds) + 3))
         for row in rows:
-            kinds = " | ".join(f"{100 * row['metrics'][kind]:.1f}" for kind in self.kinds)
+            kinds = " | ".join(self.cell_of(row, kind) for kind in self.kinds)
+            whole = "{:.1f} [{:.1f}, {:.1f}]".format(row["score"], *row["interval"])
             gap, pair = "", gaps.get(row["checksum"])
             if pair is not None:
                 gap = f"{pair['difference']:+.1f} [{pair['interval'][0]:+.1f}, {pair['interval'][1]:+.1f}]"
-            lines.append(f"| {condition_of(row)} | {kinds} | {row['score']:.1f} | {gap} | {row['duration']:.0f} |")
+            lines.append(f"| {condition_of(row)} | {kinds} | {whole} | {gap} | {row['duration']:.0f} |")
         return "\n".join([*lines, "", source_of(rows[0])])
+
+    def cell_of(self, row: dict, kind: str) -> str:
+        """Accuracy of a kind with its interval; kinds have equally many questions."""
+        each, share = row["n"] // len(self.kinds), row["metrics"][kind]
+        return cell({"accuracy": share, "interval": wilson(round(share * each), each)})
 
     def compared(self, runs: Path) -> list[dict]:
         """`eval.compare` of every run with none, and of VisionDrop with the others at its budget.
