@@ -41,7 +41,8 @@ class Bench:
 
     Attributes:
         model: our class; stock: transformers' class or None; shape: what one image looks like.
-        mask: [B, text + visual] bool, or None where all prompts are equally long.
+        mask: [B, text + visual] bool, or None where all prompts are equally long; `uneven` prompts are for `prefill` and
+            `free` only.
     """
 
     def __init__(
