@@ -103,8 +103,6 @@ def received(
         return fused.received(query, key, scale, hidden_keys, mask)
     images, _, count, _ = query.shape
     before = key.shape[2] - count
-    # Heads side by side in memory: else every chunk of a batch copies its keys to bring images and heads together.
-    query, key = query.contiguous(), key.contiguous()
     rows = max(1, min(chunk // images, CPU_ROWS if query.device.type == "cpu" else chunk))
     total = torch.zeros(images, count, dtype=torch.float32, device=query.device)
     for start in range(0, count, rows):

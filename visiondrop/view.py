@@ -166,9 +166,10 @@ class View:
             keys, queries = attention.k_proj(states), attention.q_proj(states[:, before:])
             if self._probe == self._run.layer and len(set(group.starts)) == 1:
                 self.projected = queries, keys
-            key = scores.finish(attention, keys, rope, "k")
+            # Heads side by side in memory: else every chunk of a batch copies its keys to bring images and heads together.
+            key = scores.finish(attention, keys, rope, "k").contiguous()
             tail = (rope[0][:, before:], rope[1][:, before:])
-            self._cached["query"] = scores.finish(attention, queries, tail, "q")
+            self._cached["query"] = scores.finish(attention, queries, tail, "q").contiguous()
             self._cached["key"], self._cached["outside"] = self._with_past(key, self._outside(starts, count))
         return self._cached["key"], self._cached["outside"]
 
