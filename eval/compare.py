@@ -186,7 +186,7 @@ def compare(folder_a: Path, folder_b: Path, metric: str | None = None) -> dict[s
         parts, right = [part_a, part_b], [right_a, right_b]
     out = {"benchmark": benchmark.name, "protocol": benchmark.protocol, "metric": metric, "n": len(samples_a)}
     out |= {"runs": [row_a["run"], row_b["run"]], "rows": [row_a["checksum"], row_b["checksum"]]}
-    out |= {"labels": [_label(row_a), _label(row_b)], "partial": row_a["partial"] or row_b["partial"]}
+    out |= {"labels": [label(row_a), label(row_b)], "partial": row_a["partial"] or row_b["partial"]}
     out |= paired_bootstrap(*parts)
     if all(r is not None for r in right):
         both = set(right[0]) & set(right[1])
@@ -195,7 +195,8 @@ def compare(folder_a: Path, folder_b: Path, metric: str | None = None) -> dict[s
     return out
 
 
-def _label(row: dict[str, Any]) -> str:
+def label(row: dict[str, Any]) -> str:
+    """What a row ran: method, budget, options."""
     options = " ".join(f"{k}={v}" for k, v in row["options"].items())
     return " ".join(str(x) for x in (row["method"], row["tokens"] or "", options) if x != "")
 

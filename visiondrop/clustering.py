@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .selection import gather_rows
+
 NOISE = 1e-6
 
 
@@ -22,6 +24,6 @@ def density_peaks(states: Tensor, clusters: int, noise: Tensor) -> tuple[Tensor,
     far = distance.flatten(1).amax(dim=1)[:, None, None]
     separation = torch.where(denser, distance, far).amin(dim=-1)
     centres = (density * separation).topk(clusters, dim=1).indices
-    to_centre = distance.gather(1, centres[:, :, None].expand(-1, -1, distance.shape[2]))  # [I, C, m]
+    to_centre = gather_rows(distance, centres)  # [I, C, m]
     own = torch.arange(clusters, device=centres.device).expand_as(centres)
     return centres, to_centre.argmin(dim=1).scatter(1, centres, own)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from eval import scores
 from eval.testbed.batches import Batch, normalise, pack
 from eval.testbed.export import TOWER_FOLDER
 from eval.testbed.model import Layout, Sizes, Weights, decode_dropping, encode
@@ -140,11 +140,8 @@ def _hits(weights: Weights, sizes: Sizes, features: torch.Tensor, batch: Batch, 
 
 
 def wilson(hits: int, total: int) -> list[float]:
-    """95 % Wilson interval of a share."""
-    z, share = 1.959964, hits / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return [round(middle - half, 4), round(middle + half, 4)]
+    """95 % Wilson interval of a share, as rows hold it."""
+    return [round(end, 4) for end in scores.wilson(hits / total, total)]
 
 
 def result_rows(right, kinds: list[str], owners: list[int], certificate: dict) -> list[dict]:

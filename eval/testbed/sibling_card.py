@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from eval import rows as result_rows
-from eval.compare import compare
+from eval.compare import compare, label
 from eval.testbed.card import cell, draw_curves, fill, read_rows, training_block
 from eval.testbed.measure import wilson
 from visiondrop.errors import VisionDropError
@@ -74,11 +74,9 @@ class SiblingCard:
         chance, each = self.chance("test"), whole["n"] // len(self.kinds)
         lines = ["| kind | n | accuracy % | 95 % interval | chance |", "|---|---|---|---|---|"]
         for kind in self.kinds:
-            share = whole["metrics"][kind]
-            low, high = (100 * end for end in wilson(round(share * each), each))
-            lines.append(
-                f"| {kind} | {each} | {100 * share:.1f} | {low:.1f} to {high:.1f} | {100 * chance[kind]:.1f} |"
-            )
+            found = self.accuracy(whole, kind)
+            share, (low, high) = 100 * found["accuracy"], (100 * end for end in found["interval"])
+            lines.append(f"| {kind} | {each} | {share:.1f} | {low:.1f} to {high:.1f} | {100 * chance[kind]:.1f} |")
         low, high = whole["interval"]
         mean = 100 * sum(chance.values()) / len(chance)
         lines.append(f"| all | {whole['n']} | {whole['score']:.1f} | {low:.1f} to {high:.1f} | {mean:.1f} |")
@@ -90,18 +88,18 @@ class SiblingCard:
         lines = ["| condition | " + " | ".join(self.kinds) + " | all | minus all tokens (95 %) | seconds |"]
         lines.append("|---|" + "---|" * (len(self.kinds) + 3))
         for row in rows:
-            kinds = " | ".join(self.cell_of(row, kind) for kind in self.kinds)
+            kinds = " | ".join(cell(self.accuracy(row, kind)) for kind in self.kinds)
             whole = "{:.1f} [{:.1f}, {:.1f}]".format(row["score"], *row["interval"])
             gap, pair = "", gaps.get(row["checksum"])
             if pair is not None:
                 gap = f"{pair['difference']:+.1f} [{pair['interval'][0]:+.1f}, {pair['interval'][1]:+.1f}]"
-            lines.append(f"| {condition_of(row)} | {kinds} | {whole} | {gap} | {row['duration']:.0f} |")
+            lines.append(f"| {label(row)} | {kinds} | {whole} | {gap} | {row['duration']:.0f} |")
         return "\n".join([*lines, "", source_of(rows[0])])
 
-    def cell_of(self, row: dict, kind: str) -> str:
-        """Accuracy of a kind with its interval; kinds have equally many questions."""
+    def accuracy(self, row: dict, kind: str) -> dict:
+        """Share of right answers of a kind and its interval; kinds have equally many questions."""
         each, share = row["n"] // len(self.kinds), row["metrics"][kind]
-        return cell({"accuracy": share, "interval": wilson(round(share * each), each)})
+        return {"accuracy": share, "interval": wilson(round(share * each), each)}
 
     def compared(self, runs: Path) -> list[dict]:
         """`eval.compare` of every run with none, and of VisionDrop with the others at its budget.
@@ -142,14 +140,8 @@ class SiblingCard:
 
 
 def rival(row: dict) -> bool:
-    """Whether VisionDrop is compared with a run: the other methods, uniform, and random with its first seed."""
-    return row["method"] in ("visionzip", "uniform", "fastv", "pyramiddrop") or row["options"] == {"seed": 0}
-
-
-def condition_of(row: dict) -> str:
-    """The condition of a row: method, budget, options."""
-    options = " ".join(f"{key}={value}" for key, value in row["options"].items())
-    return " ".join(str(part) for part in (row["method"], row["tokens"] or "", options) if part != "")
+    """Whether VisionDrop is compared with a run: every other method and control, of several seeds the first."""
+    return row["method"] != "visiondrop" and row["options"].get("seed", 0) == 0
 
 
 def source_of(row: dict) -> str:

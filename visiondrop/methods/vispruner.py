@@ -14,7 +14,7 @@ from ..options import amounts, fraction
 from ..plan import EncoderStage, Plan, VisualShape
 from ..registry import register
 from ..schedule import per_unit
-from ..selection import Selection
+from ..selection import Selection, gather_rows
 
 PER_PASS = 8
 IMPORTANT_RATIO = 0.5
@@ -73,7 +73,7 @@ def diverse(features: Tensor, pool: Tensor, count: int) -> Tensor:
     similarity = unit @ unit.transpose(1, 2)  # [U, n, n]
     while pool.shape[1] > count:
         even, odd = pool[:, ::2], pool[:, 1::2]
-        rows = similarity.gather(1, even[:, :, None].expand(-1, -1, similarity.shape[2]))
+        rows = gather_rows(similarity, even)
         nearest = rows.gather(2, odd[:, None].expand(-1, even.shape[1], -1)).amax(dim=2)  # [U, even]
         removed = min(PER_PASS, pool.shape[1] - count, even.shape[1])
         falling = nearest.argsort(dim=1, descending=True, stable=True)
