@@ -18,9 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from eval import benchmarks, evaluate, scores
-from eval.benchmarks import ROOT, Benchmark
+from eval import benchmarks
+from eval.benchmarks import Benchmark
+from eval.driver import evaluate
 from eval.errors import EvaluationError
+from eval.files import ROOT
+from eval.scoring import scores
 from visiondrop.errors import command_line
 
 RESAMPLES, SEED = 10_000, 0
@@ -135,7 +138,7 @@ def _arrays(parts: scores.Terms, clusters: dict[Any, int]) -> tuple[np.ndarray, 
 def paired_bootstrap(a: scores.Terms, b: scores.Terms, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Scores, difference and its 95 % percentile interval over images drawn with replacement.
 
-    Images that feed the same terms (MME's categories) are drawn within their group, as in `eval.scores.interval`.
+    Images that feed the same terms (MME's categories) are drawn within their group, as in `eval.scoring.scores.interval`.
     """
     names = dict.fromkeys(c for parts in (a, b) for _, counts in parts.values() for c, _, _ in counts)
     clusters = {name: i for i, name in enumerate(names)}

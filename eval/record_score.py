@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval import rows, run
-from eval.benchmarks import ROOT
+from eval import run
 from eval.errors import EvaluationError
+from eval.files import ROOT
+from eval.results import rows
 from visiondrop.errors import command_line
 
 METRIC = "server_score"
@@ -35,13 +36,17 @@ def run_row(folder: Path) -> dict[str, Any]:
         ) from None
     wrong = rows.problem(row)
     if wrong:
-        raise EvaluationError(f"row.json in {folder} is not what the run wrote ({wrong}): do the run again with --force")
+        raise EvaluationError(
+            f"row.json in {folder} is not what the run wrote ({wrong}): do the run again with --force"
+        )
     if row["score"] is not None or not row["upload"]:
         raise EvaluationError(
             f"{folder.name} was scored here ({row['score']}), no server is needed: only runs with an upload file wait for one"
         )
     if row["partial"]:
-        raise EvaluationError(f"{folder.name} is a partial run (--limit {row['limit']}): a server scores whole files only")
+        raise EvaluationError(
+            f"{folder.name} is a partial run (--limit {row['limit']}): a server scores whole files only"
+        )
     lost = [name for name in row["upload"] if not (folder / name).is_file()]
     if lost:
         raise EvaluationError(f"{folder / lost[0]} is gone: a score cannot be tied to a file that is not there")
@@ -85,7 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 recorded, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m eval.record_score", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="below results/runs")
-    parser.add_argument("--score", type=float, required=True, help="the server's score, per cent; a later one replaces it")
+    parser.add_argument(
+        "--score", type=float, required=True, help="the server's score, per cent; a later one replaces it"
+    )
     parser.add_argument("--server", help="who scored it, with phase or version (default: the address in the run's row)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "local.jsonl", help="results file")
     args = parser.parse_args(argv)
@@ -93,7 +100,9 @@ def main(argv: list[str] | None = None) -> int:
     known = rows.load(args.out, strict=True)[0] if args.out.exists() else []
     made = scored(row, args.score, args.server, known)
     rows.append(args.out, made)
-    print(f"{made['benchmark']}, {made['method']}, {made['tokens']}: {made['score']:g} by {made['server']}; row in {args.out}")
+    print(
+        f"{made['benchmark']}, {made['method']}, {made['tokens']}: {made['score']:g} by {made['server']}; row in {args.out}"
+    )
     return 0
 
 

@@ -23,16 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import visiondrop
-from eval import benchmarks, data, evaluate, fingerprint, judge, launch, rows, scores
-from eval.answers import reason
+from eval import benchmarks
+from eval.benchmarks import data
+from eval.driver import evaluate, launch
+from eval.driver.settings import Settings, number
 from eval.errors import EvaluationError
-from eval.settings import Settings, number
-from eval.tower_memory import TowerMemory
-from llava.model.anyres import LAYOUTS, check_layout
-from visiondrop.__main__ import add_method_arguments, method_options
+from eval.files import ROOT
+from eval.models.tower_memory import TowerMemory
+from eval.results import fingerprint, rows
+from eval.results.answers import reason
+from eval.scoring import judge, scores
+from llava.anyres import LAYOUTS, check_layout
+from visiondrop.cli import add_method_arguments, method_options
 from visiondrop.errors import command_line
 
-ROOT = benchmarks.ROOT
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
@@ -48,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--limit", type=int, help="only the first N questions; the row is marked partial")
     p.add_argument("--batch-size", type=int, default=1, help="questions per generate call")
-    p.add_argument("--reuse", choices=("on", "off"), default="off", help="questions of one image share its pruned cache")
+    p.add_argument(
+        "--reuse", choices=("on", "off"), default="off", help="questions of one image share its pruned cache"
+    )
     p.add_argument("--compile", choices=("on", "off"), default="off", help="static shapes: CUDA graphs, torch.compile")
     p.add_argument("--processes", type=int, default=1, help="data-parallel processes, one whole model each")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets; default: the hub")
@@ -354,7 +360,7 @@ def main(argv: list[str] | None = None, memory: TowerMemory | None = None) -> in
     """Exit code: 0 done, 2 refused or failed (one sentence on stderr), 130 interrupted.
 
     Args:
-        memory: what the vision tower made of pictures, shared by the runs of one process (eval/many.py).
+        memory: what the vision tower made of pictures, shared by the runs of one process (figures/reproduce/many.py).
     """
     args = parser().parse_args(argv)
     rank, world = launch.world()

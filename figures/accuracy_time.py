@@ -12,9 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from eval.errors import EvaluationError
-from figures import style, table4, timings, values
-from figures.settings import Variant
-from figures.style import plt
+from figures import table4
+from figures.data.settings import Variant
+from figures.look import style, values
+from figures.look.style import plt
+from figures.reproduce import timings
 
 
 def clock(times: pd.DataFrame) -> tuple[pd.DataFrame, str]:

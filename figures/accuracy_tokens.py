@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from figures import style, values
-from figures.settings import Variant
-from figures.style import plt
+from figures.data.settings import Variant
+from figures.look import style, values
+from figures.look.style import plt
 
 
 def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:

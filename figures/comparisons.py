@@ -17,10 +17,11 @@ import yaml
 from tqdm import tqdm
 
 from eval import compare
-from eval.benchmarks import ROOT
 from eval.errors import EvaluationError
-from figures import cells, tables
-from figures.settings import Column, Entry, Variant, options_of
+from eval.files import ROOT
+from figures import tables
+from figures.data import cells
+from figures.data.settings import Column, Entry, Variant, options_of
 from visiondrop.errors import command_line
 
 FILE = ROOT / "configs" / "comparisons.yaml"

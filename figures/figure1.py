@@ -1,6 +1,6 @@
 """Figure 1: image-to-image against text-to-image attention over one picture, at three depths.
 
-    python -m figures.figure1 [--model M]          # reads results/figures/figure1-<variant>.npz (figures.capture)
+    python -m figures.figure1 [--model M]          # reads results/figures/figure1-<variant>.npz (figures.reproduce.capture)
 
 Colour is a patch's score over the mean score of all patches of the same map, on a logarithmic scale; the outlined
 patches are those that the question is about, where they are known.
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import LogNorm
 
-from figures import pictures, style
-from figures.style import plt
+from figures.look import pictures, style
+from figures.look.style import plt
 
 KINDS = (("visual", "image-to-image"), ("text", "text-to-image"))
 LIMITS = 0.1, 10.0

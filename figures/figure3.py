@@ -1,6 +1,6 @@
 """Figure 3: what survives pruning after a shallow layer, over several pictures and on average over the data set.
 
-    python -m figures.figure3 [--model M]          # reads results/figures/figure3-<variant>.npz (figures.capture)
+    python -m figures.figure3 [--model M]          # reads results/figures/figure3-<variant>.npz (figures.reproduce.capture)
 
 Upper part: kept patches of the first pictures, text-guided and visual-only; pruned patches are pale.  Lower part: how
 often each patch is kept, for the text-guided score and for the visual-only score under its three masks.  A score
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from figures import pictures, style
-from figures.style import plt
+from figures.look import pictures, style
+from figures.look.style import plt
 
 NAMES = {
     "text": "text-guided",

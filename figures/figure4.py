@@ -1,6 +1,6 @@
 """Figure 4: what text-guided pruning keeps at the end of each LLM stage, for two questions on one picture.
 
-    python -m figures.figure4 [--model M]          # reads results/figures/figure4-<variant>.npz (figures.capture)
+    python -m figures.figure4 [--model M]          # reads results/figures/figure4-<variant>.npz (figures.reproduce.capture)
 
 Pruned patches are pale; the outlined patches are those that the question is about, where they are known.
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from figures import pictures, style
-from figures.style import plt
+from figures.look import pictures, style
+from figures.look.style import plt
 
 
 def draw(arrays: dict, about: dict, name: str, out: Path) -> None:

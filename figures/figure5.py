@@ -12,11 +12,11 @@ from pathlib import Path
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 import visiondrop
-from figures import style
-from figures.settings import options_of
-from figures.style import plt
+from figures.data.settings import options_of
+from figures.look import style
+from figures.look.style import plt
 from visiondrop.errors import VisionDropError
-from visiondrop.plan import Plan
+from visiondrop.plans.plan import Plan
 
 STEP, BAR, TALL = 2.2, 0.62, 3.0  # distance of columns, width and full height of a token bar, in drawing units
 FLOOR = 1.0  # where bars stand

@@ -11,8 +11,8 @@ import re
 import sys
 from pathlib import Path
 
-from eval.benchmarks import ROOT
 from eval.errors import EvaluationError
+from eval.files import ROOT
 
 MARK = re.compile(r"<!-- (table[\w-]+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 

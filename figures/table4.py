@@ -3,7 +3,7 @@
     python -m figures.table4                                 # draws from results/efficiency/*.jsonl
     bash scripts/tables/table4.sh [--device cuda|cpu] [--size 7b|small]       # measures first, with random weights
 
-FLOPs need no machine and no checkpoint: they follow from the plans (visiondrop.flops, checked against torch's counter).
+FLOPs need no machine and no checkpoint: they follow from the plans (visiondrop.plans.flops, checked against torch's counter).
 Times need no checkpoint either, because every length follows from the plan.  A time is set beside the paper's only when
 it was taken at the paper's size on the paper's card.
 """
@@ -16,10 +16,12 @@ import pandas as pd
 
 import visiondrop
 from eval.efficiency import record
-from figures import paper, render, timings
+from figures.data import paper
+from figures.look import render
+from figures.reproduce import timings
 from figures.tables import OUT, save
 from visiondrop.errors import command_line
-from visiondrop.plan import VisualShape
+from visiondrop.plans.shape import VisualShape
 
 WEIGHTS_GB = 14.126  # 7.063 B parameters in 16 bits: what the paper's memory holds beside activations and caches
 PAPER_CARD = "3090"

@@ -4,7 +4,7 @@
     python -m figures.tables controls
     python -m figures.tables 2 --model liuhaotian/llava-v1.6-vicuna-7b --protocol paper
 
-Writes results/tables/table<N>-<variant>[-offline].{md,tex,csv}.  Nothing is run here (see figures.runs) and nothing is
+Writes results/tables/table<N>-<variant>[-offline].{md,tex,csv}.  Nothing is run here (see figures.reproduce.runs) and nothing is
 random: the same rows give the same bytes.
 """
 
@@ -16,13 +16,15 @@ from pathlib import Path
 import pandas as pd
 
 import visiondrop
-from eval import benchmarks, fingerprint
-from eval.benchmarks import ROOT
+from eval import benchmarks
 from eval.errors import EvaluationError
-from figures import cells, render, settings
-from figures.settings import Variant
+from eval.files import ROOT
+from eval.results import fingerprint
+from figures.data import cells, settings
+from figures.data.settings import Variant
+from figures.look import render
 from visiondrop.errors import VisionDropError, command_line
-from visiondrop.flops import LLAVA_7B, VIDEO_LLAVA_7B, ModelDims
+from visiondrop.plans.flops import LLAVA_7B, VIDEO_LLAVA_7B, ModelDims
 
 CONTROLS = "controls"  # a table of the testbed only
 RESULTS, OUT = ROOT / "results", ROOT / "results" / "tables"

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps
 from transformers import StoppingCriteria
 
+from llava.anyres import process_anyres_image
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from visiondrop.errors import VisionDropError
 
@@ -131,8 +132,6 @@ def process_images(images, image_processor, model_cfg):
         background = tuple(int(mean * 255) for mean in image_processor.image_mean)
         images = [expand2square(image, background) for image in images]
     elif isinstance(aspect_ratio, str) and aspect_ratio.startswith("anyres"):
-        from llava.model.anyres import process_anyres_image
-
         crops = [process_anyres_image(image, image_processor, model_cfg) for image in images]
         return torch.stack(crops) if len({len(crop) for crop in crops}) == 1 else crops
     elif aspect_ratio not in _PLAIN_ASPECT_RATIOS:

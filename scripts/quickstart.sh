@@ -7,4 +7,4 @@ if [ -z "${PYTHON:-}" ]; then
     bash scripts/setup.sh
     PYTHON=.venv/bin/python
 fi
-exec "$PYTHON" -m eval.quickstart "$@"
+exec "$PYTHON" -m testbed.quickstart "$@"

@@ -15,5 +15,5 @@ if [ ! -f "$overlay/installed" ]; then
     touch "$overlay/installed"
 fi
 export OMP_NUM_THREADS=1 PYTHONPATH="$PWD/$overlay"
-exec "$PYTHON" -m pytest -q -p no:cacheprovider "${@:-tests/test_core_exactness.py}" tests/test_core_fidelity.py \
-    tests/test_core_limits.py tests/test_llava_surface.py tests/test_llava_loading.py tests/test_methods_traces.py
+exec "$PYTHON" -m pytest -q -p no:cacheprovider "${@:-tests/visiondrop/test_exactness.py}" tests/visiondrop/test_fidelity.py \
+    tests/visiondrop/test_limits.py tests/llava/test_surface.py tests/llava/test_loading.py tests/visiondrop/test_methods_traces.py

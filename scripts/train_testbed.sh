@@ -9,4 +9,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/_python.sh
-exec "$PYTHON" -m eval.testbed.train "$@"
+exec "$PYTHON" -m testbed.training.train "$@"

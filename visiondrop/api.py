@@ -6,13 +6,16 @@ from typing import Any
 from torch import nn
 
 from .errors import VisionDropError
-from .flops import ModelDims
-from .plan import Ledger, Plan, VisualShape
+from .families import adapter_for
+from .methods.registry import make_plan
+from .ops.report import Report
+from .plans.flops import ModelDims
+from .plans.plan import Ledger, Plan
+from .plans.shape import VisualShape
 from .pruner import CHUNK, Pruner
-from .registry import make_plan
-from .report import Report
 
 logger = logging.getLogger(__name__)
+
 
 def plan(
     method: str = "visiondrop",
@@ -108,7 +111,7 @@ def apply(
         tokens: the budget, mean visual tokens per decoder layer.
         report: record what every stage keeps in `handle.report`.
         chunk: visual query rows scored at once; memory of a stage is heads x chunk x length.
-        fused: score without any map where triton and a CUDA card allow it (`visiondrop.fused`).
+        fused: score without any map where triton and a CUDA card allow it (`visiondrop.ops.fused`).
         compile: `generate` runs greedy answers with static shapes, as CUDA graphs or, on the CPU, with the decoder's layers
             through torch.compile: the same answers, made once per batch size and length.  What has no static shape, and
             a machine without a compiler, runs as ever; one sentence is logged.  For our `llava` class.
@@ -120,8 +123,6 @@ def apply(
     Raises:
         VisionDropError: unknown model, method or option, or a budget that cannot be met (the message says which can).
     """
-    from .adapters import adapter_for
-
     adapter = adapter_for(model)
     pruner = Pruner(method, tokens, {**(options or {}), **more}, adapter.shape(), adapter.dims(), report, chunk)
     pruner.fused = fused

@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arrange import join_units, sequence_order, tower_ids
-from .cache import PrunedCache
-from .encoder import EncoderView, Probe
 from .errors import VisionDropError
-from .flops import ModelDims
-from .layout import Layout
-from .plan import Ledger, Plan, VisualShape
-from .projections import KnownProjections
-from .registry import make_plan
-from .report import Report, StageReport
-from .run import ContinueRun, PrefillRun
-from .selection import Selection, gather_rows
+from .methods.registry import make_plan
+from .ops.report import Report, StageReport
+from .ops.selection import gather_rows
+from .plans.flops import ModelDims
+from .plans.plan import Ledger, Plan
+from .plans.shape import VisualShape
+from .stack.cache import PrunedCache
+from .stack.layout import Layout
+from .stack.passes import ContinueRun, PrefillRun
+from .stack.projections import KnownProjections
+from .tower.encoder import EncoderView, Probe
+from .tower.units import join_units, sequence_order, tower_ids
 
 CHUNK = 256
 
@@ -32,7 +33,7 @@ class Pruner:
         method, tokens, options: as given to `apply`.
         shape: the shape of an ordinary image of this model; plans for others are made on demand.
         record: whether passes write into `report`.
-        fused: whether scores may use the fused kernel (`visiondrop.fused`).
+        fused: whether scores may use the fused kernel (`visiondrop.ops.fused`).
     """
 
     def __init__(
@@ -181,9 +182,7 @@ class Pruner:
         sample = [p.flatten()[:: max(1, p.numel() // 4096)].float().cpu() for p in known]
         if self._last_prompt is not None:
             old_rows, old_ends, old_sample = self._last_prompt
-            continues = len(rows) == len(old_rows) and all(
-                new[: len(old)] == old for new, old in zip(rows, old_rows)
-            )
+            continues = len(rows) == len(old_rows) and all(new[: len(old)] == old for new, old in zip(rows, old_rows))
             if continues and _contains(sample, old_sample):
                 ends = [sorted({*old, *new}) for old, new in zip(old_ends, ends)]
         self._last_prompt = (rows, ends, sample)
@@ -224,6 +223,12 @@ class Pruner:
     def forget_prompt(self) -> None:
         """The next prompt is a new one, whatever it starts with."""
         self._last_prompt = None
+
+
+def current_pruner(model: nn.Module):
+    """The pruner of the method applied to `model`, or None."""
+    handle = model.__dict__.get("_visiondrop_handle")
+    return None if handle is None else handle._pruner
 
 
 def _contains(new: list[Tensor], old: list[Tensor]) -> bool:

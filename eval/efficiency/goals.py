@@ -19,9 +19,9 @@ import torch
 from transformers import DynamicCache
 
 import visiondrop
-from visiondrop import flops
-from visiondrop.adapters import adapter_for
-from visiondrop.session import continue_prefix, encode_prefix
+from visiondrop.families import adapter_for
+from visiondrop.plans import flops
+from visiondrop.reuse.prefix import continue_prefix, encode_prefix
 
 from . import models
 from .phases import Bench, Case

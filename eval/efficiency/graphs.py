@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from llava.model.fixed import room_for
-from llava.model.graphs import Prompts, StaticGenerator, StaticPrompts
+from llava.static.decode import room_for
+from llava.static.generate import Prompts, StaticGenerator, StaticPrompts
 
 from . import models
 from .phases import Bench, Case

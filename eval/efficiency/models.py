@@ -8,9 +8,11 @@ from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaForCo
 from transformers import LlavaConfig as HubConfig
 from transformers.masking_utils import create_causal_mask
 
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from visiondrop.layout import Image, Layout, Span, padding_mask
-from visiondrop.plan import Plan, VisualShape
+from llava.config import LlavaConfig
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from visiondrop.plans.plan import Plan
+from visiondrop.plans.shape import VisualShape
+from visiondrop.stack.layout import Image, Layout, Span, padding_mask
 
 BEFORE, AFTER = 35, 28  # text tokens before and behind the image (performance.md §1)
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 import visiondrop
-from visiondrop.encoder import Probe
-from visiondrop.plan import Plan, VisualShape
-from visiondrop.registry import make_plan
-from visiondrop.session import Prefix, current_pruner
+from visiondrop.methods.registry import make_plan
+from visiondrop.plans.plan import Plan
+from visiondrop.plans.shape import VisualShape
+from visiondrop.pruner import current_pruner
+from visiondrop.reuse.prefix import Prefix
+from visiondrop.tower.encoder import Probe
 
 from . import memory, models, roofline
 from .timing import Candidate, interleave, summary

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from eval import fingerprint
 from eval.errors import EvaluationError
-from eval.rows import check_writable
+from eval.results import fingerprint
+from eval.results.rows import check_writable
 
 SCHEMA = 1
 NEEDED = ("schema", "kind", "commit", "uncommitted", "versions", "device", "threads", "dtype", "seed", "date", "load")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from visiondrop import flops
-from visiondrop.plan import Plan
+from visiondrop.plans import flops
+from visiondrop.plans.plan import Plan
 
 from .timing import Candidate, interleave
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from visiondrop import fused, scores
+from visiondrop.ops import fused, scores
 
 from .memory import LiveBytes
 from .models import BEFORE

@@ -1,7 +1,7 @@
 """TGIF-QA, MSVD-QA and MSRVTT-QA as Video-LLaVA asks them: eight frames, the bare question, a free answer.
 
 A data set is a folder DATA/visiondrop/NAME with test.jsonl (question_id, video, question, answer), a README.md that
-names it, and the files in videos/; `python -m eval.video_data` makes one.  The first 1,000 questions count, as in
+names it, and the files in videos/; `python -m eval.benchmarks.video_data` makes one.  The first 1,000 questions count, as in
 pruning papers.
 """
 
@@ -42,7 +42,7 @@ def find_video(folder: Path, name: str) -> Path:
 
 def _visual(name: str):
     def doc_to_visual(doc: dict) -> list[VideoFile]:
-        # The working directory is the data folder while a benchmark runs (eval/data.py).
+        # The working directory is the data folder while a benchmark runs (eval/benchmarks/data.py).
         return [VideoFile(find_video(Path.cwd() / "visiondrop" / name / "videos", doc["video"]))]
 
     return doc_to_visual

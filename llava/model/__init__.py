@@ -1,5 +1,6 @@
 """Model classes and their loader; `llava.model.builder.load_pretrained_model` is the way in."""
 
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.config import LlavaConfig
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 
 __all__ = ["LlavaConfig", "LlavaLlamaForCausalLM"]

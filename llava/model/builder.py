@@ -14,9 +14,9 @@ from transformers import BitsAndBytesConfig, GenerationConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available, is_flash_attn_2_available, logging
 
-from llava.model.checkpoint import check_complete, read_checkpoint
+from llava.checkpoints.read import check_complete, read_checkpoint
+from llava.checkpoints.tokenizer import load_tokenizer
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.tokenizer import load_tokenizer
 from visiondrop.errors import VisionDropError
 
 logger = logging.get_logger(__name__)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from visiondrop.arrange import Picture, by_shape, grids_of, tower_ids
 from visiondrop.errors import VisionDropError
-from visiondrop.layout import Image
-from visiondrop.plan import VisualShape
+from visiondrop.plans.shape import VisualShape
+from visiondrop.stack.layout import Image
+from visiondrop.tower.units import Picture, by_shape, grids_of, tower_ids
 
-from .anyres import Crops, check_layout, describe_crops, is_anyres
+from ..anyres import Crops, check_layout, describe_crops, is_anyres
 from .multimodal_encoder.builder import build_video_towers, build_vision_tower
 from .multimodal_projector.builder import build_vision_projector
 

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from visiondrop.layout import Layout
+from visiondrop.stack.layout import Layout
 
 
 class PrunedLlamaModel(LlamaModel):

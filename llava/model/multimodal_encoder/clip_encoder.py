@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from visiondrop.encoder import Probe
-from visiondrop.plan import VisualShape
+from visiondrop.plans.shape import VisualShape
+from visiondrop.tower.encoder import Probe
 
 from .modeling_clip import CLIPVisionBackbone
 

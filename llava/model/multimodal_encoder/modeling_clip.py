@@ -9,14 +9,14 @@ Modifications against `transformers.CLIPVisionModel`:
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from visiondrop.encoder import Probe, tower_features
+from visiondrop.tower.encoder import Probe, tower_features
 
 
 class CLIPVisionTransformer(CLIPVisionModel):
     """The tower proper; parameter names as in the published CLIP checkpoints below `vision_model.`."""
 
     def features(self, pixel_values: Tensor, select_layer: int, probe: Probe | None = None) -> Tensor:
-        """See `visiondrop.encoder.tower_features`; [U, 1 + n, D], row 0 = [CLS]."""
+        """See `visiondrop.tower.encoder.tower_features`; [U, 1 + n, D], row 0 = [CLS]."""
         return tower_features(self, pixel_values, select_layer, probe)
 
 

@@ -1,0 +1,9 @@
+"""Benchmarks by name, and their data.
+
+from eval import benchmarks
+benchmark = benchmarks.get("gqa", "offline")
+"""
+
+from eval.benchmarks.table import PROTOCOLS, TABLE, Benchmark, DataSource, get, load
+
+__all__ = ["PROTOCOLS", "TABLE", "Benchmark", "DataSource", "get", "load"]

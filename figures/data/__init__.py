@@ -1,0 +1,1 @@
+"""Which rows a table or figure needs, and how they are found."""

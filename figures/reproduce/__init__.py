@@ -1,0 +1,1 @@
+"""What makes rows and captures that tables and figures need."""

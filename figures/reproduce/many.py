@@ -1,0 +1,70 @@
+"""Many runs of eval.run in few processes, which keep what runs have in common: imports, pictures, the tower's states.
+
+`each` gives every run to one of `jobs` processes; rows, answers, resuming and refusals are those of eval.run, and so
+is what an interruption leaves behind.  Made for the testbed, where starting a process takes as long as its run.
+"""
+
+import contextlib
+import io
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from eval import run
+from eval.driver import evaluate
+from eval.errors import EvaluationError
+from eval.models.tower_memory import TowerMemory
+
+INTERRUPTED = 130
+_memory: TowerMemory | None = None
+
+
+def _begin(parent: int, jobs: int) -> None:
+    """What a process does first: end with its parent, take its share of the cores, forget nothing between runs."""
+    import torch
+
+    global _memory
+    evaluate.die_with(parent)
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    _memory = TowerMemory()
+
+
+def _one(arguments: list[str]) -> tuple[int, str]:
+    """(exit code, what it printed; of stderr, which holds progress bars, only the errors)."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run.main(arguments, _memory)
+    errors = [line for line in err.getvalue().replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    return code, "\n".join([*out.getvalue().splitlines(), *errors])
+
+
+def each(lists: list[list[str]], jobs: int) -> Iterator[tuple[int, int, str]]:
+    """Do runs in `jobs` processes; yields (number of the run, exit code, what it printed) as they end.
+
+    Args:
+        lists: arguments of eval.run, one list per run; they are started in this order.
+
+    Raises:
+        EvaluationError: a process was killed.
+        KeyboardInterrupt: a run was interrupted; the others end with it.
+    """
+    if jobs < 1:
+        raise EvaluationError(f"--jobs {jobs}: give a positive number")
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, len(lists)), context, _begin, (os.getpid(), jobs))
+    try:
+        waiting = {pool.submit(_one, arguments): number for number, arguments in enumerate(lists)}
+        for future in as_completed(waiting):
+            code, text = future.result()
+            if code == INTERRUPTED:
+                raise KeyboardInterrupt
+            yield waiting[future], code, text
+    except BrokenProcessPool:
+        raise EvaluationError(
+            "a process of the runs was killed (out of memory?): the answers stored so far are kept, start the same "
+            "command again, with fewer --jobs"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,239 @@
+"""What a table or figure still lacks: the evaluation runs, their cost, and doing them one after another.
+
+    python -m figures.reproduce.runs table1 figure2 --dry-run                              # the testbed
+    python -m figures.reproduce.runs table1 --model liuhaotian/llava-v1.5-7b --protocol paper --data /data/sets --device cuda
+
+The cost is printed first.  A run whose row is there is not repeated; an interrupted run goes on where it stopped
+(eval.run).  --force does every run again.  Further arguments behind -- go to eval.run.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+import visiondrop
+from eval.errors import EvaluationError
+from eval.files import ROOT
+from figures import tables
+from figures.data import cells
+from figures.data.settings import Column, Entry, Variant
+from figures.reproduce import many
+from visiondrop.errors import command_line
+from visiondrop.plans.plan import Plan
+
+FROM_ROWS = ("table1", "table2", "table3", "controls", "figure2", "figure6")
+RANDOM_SEEDS = 5
+
+# card: (seconds beside the arithmetic of a question, FLOP/s reached, seconds of a decoding step).  3090: fitted to
+# the two LLaVA-1.5 times of the paper's Table 4.  H200: an estimate.  One CPU core: float32, batches of 16, as seen on
+# one machine.
+CARDS = {"RTX 3090": (0.081, 58e12, 0.026), "H200": (0.035, 400e12, 0.012)}
+CORE = (0.05, 3e10, 0.004)
+STEPS, LOADING = 3, {"paper": 60.0, "testbed": 15.0}  # answer tokens per question; seconds to start a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of eval.run."""
+
+    benchmark: str
+    entry: Entry
+    options: tuple[str, ...]
+
+    def arguments(self) -> list[str]:
+        """The command line, without model, protocol and places."""
+        budget = [] if self.entry.is_base else ["--tokens", str(self.entry.tokens)]
+        return [
+            self.benchmark,
+            "--method",
+            self.entry.method,
+            *budget,
+            *(a for o in self.options for a in ("--option", o)),
+        ]
+
+
+def options_of(entry: Entry) -> list[tuple[str, ...]]:
+    """The option lists an entry is run with: one, or one per seed for the random control."""
+    plain = tuple(f"{k}={v}" for k, v in entry.options.items())
+    return [(*plain, f"seed={seed}") for seed in range(RANDOM_SEEDS)] if entry.method == "random" else [plain]
+
+
+def lacking(variant: Variant, model: str, table: pd.DataFrame, force: bool = False) -> list[Run]:
+    """Runs without a row that fills their cell; cells without a protocol here are left out."""
+    out: dict[Run, None] = {}
+    for entry in variant.entries:
+        for column in {c.benchmark: c for c in variant.columns}.values():
+            if cells.spec_of(column.benchmark, variant.protocol) is None:
+                continue  # its cells say so
+            for options in options_of(entry):
+                if force or not _filled(variant, model, table, entry, column, options):
+                    out[Run(column.benchmark, entry, options)] = None
+    return list(out)
+
+
+def _filled(
+    variant: Variant, model: str, table: pd.DataFrame, entry: Entry, column: Column, options: tuple[str, ...]
+) -> bool:
+    found, reason = cells.pick(table, variant, model, entry, column)
+    if reason.startswith("scored by a server"):
+        return True
+    seeds = [o for o in options if o.startswith("seed=")]
+    wanted = [] if not seeds else [int(seeds[0].removeprefix("seed="))]
+    return any(not wanted or row.get("seed", 0) == wanted[0] for row in found["options"])
+
+
+def plan_of(variant: Variant, entry: Entry) -> Plan:
+    """The plan of an entry on the variant's model."""
+    tokens = None if entry.is_base else entry.tokens
+    return visiondrop.plan(entry.method, tokens, shape=variant.shape, options=entry.options)
+
+
+def seconds(run: Run, variant: Variant, card: tuple[float, float, float]) -> float:
+    """Estimated duration of a run on a card: questions times (overhead + prefill + decoding), and loading."""
+    spec = cells.spec_of(run.benchmark, variant.protocol)
+    dims = tables.dims_of(variant)
+    if dims is None or spec is None or spec.rows is None:
+        return LOADING[variant.kind]
+    plan = plan_of(variant, run.entry)
+    beside, rate, step = card
+    return LOADING[variant.kind] + spec.rows * (beside + plan.ledger(dims).flops / rate + STEPS * step)
+
+
+def cost(found: list[tuple[Variant, Run]]) -> str:
+    """The cost in words."""
+    if not found:
+        return "every row is there: nothing to run"
+    lines = [f"{len(found)} runs to do"]
+    stand_in = [(v, r) for v, r in found if v.kind == "testbed"]
+    if stand_in:
+        lines.append(
+            f"  testbed: about {sum(seconds(r, v, CORE) for v, r in stand_in) / 3600:.2f} CPU-core hours (estimate)"
+        )
+    large = [(v, r) for v, r in found if v.kind == "paper"]
+    for name, card in CARDS.items():
+        if large:
+            hours = sum(seconds(r, v, card) for v, r in large) / 3600
+            lines.append(f"  paper's models: about {hours:.1f} GPU hours on one {name} (estimate)")
+    return "\n".join(lines)
+
+
+def plan_runs(names: list[str], args: argparse.Namespace) -> list[tuple[Variant, Run]]:
+    """Missing runs of several tables and figures, each once."""
+    table = cells.load_rows(tables.result_files(args.results))
+    out: dict[tuple, tuple[Variant, Run]] = {}
+    for name in names:
+        variant, model = tables.chosen(name, args)
+        absent = {c.benchmark for c in variant.columns if cells.spec_of(c.benchmark, variant.protocol) is None}
+        if absent:
+            print(
+                f"{name}: no {variant.protocol} protocol of {', '.join(sorted(absent))} in configs/benchmarks.yaml yet"
+            )
+        for run in lacking(variant, model, table, args.force):
+            out.setdefault(
+                (run.benchmark, variant.protocol, run.entry.method, run.entry.tokens, run.options), (variant, run)
+            )
+    return list(out.values())
+
+
+def eval_arguments(variant: Variant, run: Run, args: argparse.Namespace) -> list[str]:
+    """All arguments of eval.run for one run."""
+    model = args.model or str(ROOT / variant.models[0])
+    out = [*run.arguments(), "--model", model, "--protocol", variant.protocol]
+    if variant.kind == "testbed":
+        shared = not plan_of(variant, run.entry).text_guided
+        usual = {"--batch-size": "64" if shared else "16", "--reuse": "on" if shared else "off"}
+        out += [x for name, value in usual.items() if name not in args.more for x in (name, value)]
+    if variant.layout == "fixed-2880":
+        out += ["--layout", variant.layout]
+    for name in ("data", "device", "out"):
+        if getattr(args, name, None):
+            out += [f"--{name}", str(getattr(args, name))]
+    return out + (["--force"] if args.force else []) + list(args.more)
+
+
+def _separately(lists: list[list[str]]) -> Iterator[tuple[int, int, str]]:
+    """Each run in a process of its own, one after another: a large model leaves nothing on the card."""
+    for number, arguments in enumerate(lists):
+        yield number, subprocess.run([sys.executable, "-m", "eval.run", *arguments]).returncode, ""
+
+
+def do(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
+    """All runs; a failed one is told and the next is done.
+
+    The testbed's share processes, `args.jobs` at a time; those of large models are done one after another.
+
+    Raises:
+        KeyboardInterrupt: a run was interrupted.
+    """
+    failed = []
+    small, large = ([(v, r) for v, r in found if (v.kind == "testbed") == wanted] for wanted in (True, False))
+    with tqdm(total=len(found), desc="runs", unit="run") as bar:
+        for runs, way in ((small, lambda lists: many.each(lists, args.jobs)), (large, _separately)):
+            for number, code, text in way([eval_arguments(v, r, args) for v, r in runs]) if runs else ():
+                if code == many.INTERRUPTED:
+                    raise KeyboardInterrupt
+                if code:
+                    failed.append(" ".join(runs[number][1].arguments()))
+                if text:
+                    bar.write(text)
+                bar.update()
+    for name in failed:
+        print(f"error: this run failed: {name}", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def complete(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
+    """Check that the runs can start, and do them.
+
+    Raises:
+        EvaluationError: the testbed's checkpoint is not there.
+    """
+    for folder in {v.models[0] for v, _ in found if not args.model}:
+        if not (ROOT / folder / "config.json").is_file():
+            raise EvaluationError(
+                f"{folder} holds no checkpoint: train it first (bash scripts/train_testbed.sh), or give --model"
+            )
+    return do(found, args) if found else 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of everything that may have to run something."""
+    tables.add_arguments(parser)
+    parser.add_argument("--data", type=Path, help="folder of the data sets; default: the hub, the testbed's are drawn")
+    parser.add_argument("--device", help="cpu, cuda, …")
+    parser.add_argument("--dry-run", action="store_true", help="only say what is missing and what it costs")
+    parser.add_argument("--force", action="store_true", help="do every run again")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="testbed: runs at a time (default: 1)")
+
+
+@command_line
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 refused or a run failed, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    split = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(prog="python -m figures.reproduce.runs", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="+", choices=FROM_ROWS)
+    add_arguments(parser)
+    parser.add_argument("--out", type=Path, help="results file of eval.run")
+    args = parser.parse_args(argv[:split])
+    args.more = argv[split + 1 :]
+    try:
+        found = plan_runs(args.names, args)
+        print(cost(found), flush=True)
+        if args.dry_run:
+            print("\n".join("  " + " ".join(run.arguments()) for _, run in found))
+            return 0
+        return complete(found, args)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where this stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

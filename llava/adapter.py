@@ -1,0 +1,124 @@
+"""Our own `llava/` classes: their modeling files call the stages themselves, so there is nothing to hook."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.mm_utils import get_model_name_from_path, open_image, process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
+from llava.static.generate import StaticGenerator
+from visiondrop.errors import VisionDropError
+from visiondrop.families import register
+from visiondrop.plans.flops import ModelDims, model_dims
+from visiondrop.plans.shape import VisualShape
+
+
+@register("LlavaLlamaForCausalLM")
+class NativeAdapter:
+    """Attaches a pruner to a `LlavaLlamaForCausalLM`."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def shape(self) -> VisualShape:
+        """An ordinary image of this model."""
+        return self.model.visual_shape()
+
+    def dims(self) -> ModelDims:
+        """The model's widths."""
+        name = self.model.config.name_or_path or type(self.model).__name__
+        tower = self.model.vision_towers()[-1].config
+        return replace(
+            model_dims(name, self.model.config, tower), temporal=bool(getattr(tower, "add_time_attn", False))
+        )
+
+    def attach(self, pruner) -> Callable[[], None]:
+        """Hand the pruner to the stack and the towers; returns the undo."""
+        places = [self.model.model, *self.model.vision_towers()]
+
+        def put(value) -> None:
+            for place in places:
+                place.pruner = value
+
+        put(pruner)
+
+        def undo() -> None:
+            put(None)
+            self.model.static = None
+
+        return undo
+
+    def compile(self) -> None:
+        """Let `generate` run with static shapes under the method that is attached, until it is undone."""
+        self.model.static = StaticGenerator(self.model)
+
+    def inputs(self, ids: list[int], image: Any, processor: Any = None) -> dict[str, Any]:
+        """Arguments of a forward pass over `ids` and, after them, one image.
+
+        Args:
+            image: a PIL image, or preprocessed pixels [3, H, W] (or [1, 3, H, W]; a video [3, frames, H, W]).
+            processor: the model's image processor; by default the one its loader set.
+        """
+        model, pixels, size = self.model, image, None
+        if not isinstance(image, Tensor):
+            processor = processor or model.get_vision_tower().image_processor
+            if processor is None:
+                raise VisionDropError("encode needs image_processor= for a picture (load_pretrained_model returns it)")
+            image = open_image(image)
+            pixels, size = process_images([image], processor, model.config), [image.size]
+            pixels = pixels if isinstance(pixels, Tensor) else pixels[0]
+        pixels = pixels.to(model.device, model.dtype)
+        pixels = pixels[None] if pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[0] != 1) else pixels
+        shape = model.pictures(pixels, size)[0].shape
+        holes = [IMAGE_TOKEN_INDEX] * (shape.units if shape.kind == "video" else 1)  # a video has one for every frame
+        return {
+            "input_ids": torch.tensor([[*ids, *holes]], device=model.device),
+            "images": pixels,
+            "image_sizes": size,
+        }
+
+
+@dataclass
+class Loaded:
+    """A checkpoint with what turns pictures and questions into its inputs; made by `load`."""
+
+    model: nn.Module
+    tokenizer: Any
+    image_processor: Any
+
+    @property
+    def grid(self) -> int:
+        """Patches per side of a picture."""
+        return self.model.get_vision_tower().num_patches_per_side
+
+    def inputs(self, image: Any, question: str) -> dict[str, Any]:
+        """Arguments of `generate` for one question about one PIL image, in the checkpoint's conversation template."""
+        template = conv_templates[template_of(self.model.config)].copy()
+        template.append_message(template.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{question}")
+        template.append_message(template.roles[1], None)
+        ids = tokenizer_image_token(template.get_prompt(), self.tokenizer, return_tensors="pt")[None]
+        pixels = process_images([image], self.image_processor, self.model.config)
+        device = self.model.device
+        return {"input_ids": ids.to(device), "images": pixels.to(device), "image_sizes": [image.size]}
+
+    def text(self, ids: Tensor) -> str:
+        """The answer that new ids [new] spell."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def load(path: str, dtype: torch.dtype) -> Loaded:
+    """Open a checkpoint folder or hub id on the accelerator, or on the CPU where there is none."""
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        path, None, get_model_name_from_path(path), device_map="auto", torch_dtype=dtype
+    )
+    return Loaded(model, tokenizer, image_processor)
+
+
+def template_of(config: Any) -> str:
+    """Name of the conversation template a checkpoint asks for, `vicuna_v1` where it asks for none."""
+    return getattr(config, "conversation_template", None) or "vicuna_v1"

@@ -1,0 +1,1 @@
+"""Reading checkpoints in their published layouts: configuration, weights, tokenizer."""

@@ -1,0 +1,1 @@
+"""Greedy answers with static shapes: CUDA graphs, torch.compile."""

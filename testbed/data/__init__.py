@@ -1,0 +1,1 @@
+"""Drawn scenes, questions about them, question sets and their tokenizer."""

@@ -1,0 +1,1 @@
+"""The small model: courses of training, losses, batches, export."""

@@ -1,0 +1,81 @@
+"""LLaVA-NeXT against traces of the official codes (VisionZip, VisionDrop's path, VisPruner)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import visiondrop
+from llava import anyres
+from tests.support import models, next_models
+
+TRACES = Path(__file__).parents[1] / "support" / "golden" / "traces"
+PATCHES = 576
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return next_models.native(32, side=336)
+
+
+@pytest.fixture(params=["fixed-2880", "anyres"])
+def model(loaded, request):
+    """Newlines and unpadding do not survive an encoder stage, so both layouts must give the official result."""
+    anyres.use_layout(loaded, request.param)
+    return loaded
+
+
+def answer(model, crops, size, handle) -> tuple[list[int], np.ndarray]:
+    """(8 tokens, logits) with a report of the prefill in `handle`."""
+    settings = dict(images=crops[None], image_sizes=[size])
+    ids = torch.tensor([models.prompt()])
+    tokens = model.generate(ids, **settings, do_sample=False, max_new_tokens=8)[0].tolist()
+    return tokens, model(input_ids=ids, **settings).logits[0, -1].numpy()
+
+
+def local(ids: torch.Tensor, rows: int = 5) -> np.ndarray:
+    """Ids of all crops as grid ids of each crop."""
+    return (ids.view(rows, -1) - PATCHES * torch.arange(rows)[:, None]).numpy()
+
+
+@pytest.mark.parametrize("method, tokens", [("visionzip", 320), ("visiondrop", 160)])
+def test_encoder_and_stages_equal_the_official_code(model, method, tokens):
+    trace = dict(np.load(TRACES / f"{method}next_{tokens}_0.npz"))
+    with visiondrop.apply(model, method=method, tokens=tokens, report=True) as handle:
+        found, logits = answer(model, models.pixels(*range(10, 15)), (672, 672), handle)
+        report = handle.report
+    assert found == trace["tokens"].tolist()
+    assert np.abs(logits - trace["logits"]).max() <= 2e-5
+    stage = report.stages[0]
+    dominant = stage.dominant[0].view(5, -1)
+    assert dominant[:, 0].tolist() == [-1, -2, -3, -4, -5]
+    assert np.array_equal(local(dominant[:, 1:]), trace["enc_dominant"])
+    assert np.array_equal(local(stage.reference[0]), trace["enc_reference"])
+    expected = trace["enc_tokens"][trace["row_tile"], trace["row_slot"]]
+    assert np.abs(stage.hidden[0].numpy() - expected).max() <= 2e-5
+    unit = torch.cat([dominant, stage.reference[0].view(5, -1)], dim=1)
+    sequence = unit[torch.from_numpy(trace["row_tile"]).long(), torch.from_numpy(trace["row_slot"]).long()]
+    assert torch.equal(stage.kept(), sequence)
+    for k, stage in enumerate(report.stages[1:], start=1):
+        assert stage.layer == 8 * k
+        assert torch.equal(stage.dominant[0], sequence[trace[f"stage{k}_dominant"]])
+        assert torch.equal(stage.reference[0], sequence[trace[f"stage{k}_reference"]])
+        assert np.abs(stage.hidden[0].numpy() - trace[f"stage{k}_visual_out"]).max() <= 2e-5
+        assert np.abs(stage.scores[0].numpy() - trace[f"stage{k}_score"]).max() <= 1e-6
+        sequence = stage.kept()
+    assert len(report.stages) == (4 if method == "visiondrop" else 1)
+
+
+def test_vispruner_equals_the_official_code(model):
+    trace = dict(np.load(TRACES / "vispruner-next_32x5_0.npz"))
+    size = tuple(trace["image_size"].tolist())
+    with visiondrop.apply(model, method="vispruner", tokens=160, report=True) as handle:
+        found, logits = answer(model, models.pixels(*trace["crop_seeds"].tolist()), size, handle)
+        kept = handle.report.stages[0].kept()
+    assert np.array_equal(torch.stack([kept // PATCHES, kept % PATCHES], dim=1).numpy(), trace["sequence_source"])
+    masks = np.zeros((5, PATCHES), bool)
+    masks[kept // PATCHES, kept % PATCHES] = True
+    assert np.array_equal(masks, trace["kept_masks"])
+    assert found == trace["generated"].tolist()
+    assert np.abs(logits - trace["logits"]).max() <= 2e-5

@@ -1,0 +1,118 @@
+"""The command line.
+
+python -m visiondrop plan --method visiondrop --tokens 64        tokens per layer, before any model is loaded
+python -m visiondrop ask --image photo.jpg --question "What is on the table?" --tokens 64 --show kept.png
+python -m visiondrop methods                                     what is there, with its options
+"""
+
+import argparse
+import json
+from typing import Any
+
+from .api import plan
+from .demo.ask import ask
+from .errors import VisionDropError, command_line
+from .methods.registry import available, options_of
+
+DEFAULT_MODEL = "liuhaotian/llava-v1.5-7b"
+
+
+def read_options(pairs: list[str]) -> dict[str, str]:
+    """{"name": "value"} from "name=value" items."""
+    out = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise VisionDropError(f"--option {pair!r}: write it as name=value, e.g. --option score=text")
+        out[name.replace("-", "_")] = value
+    return out
+
+
+def add_method_arguments(parser: argparse.ArgumentParser, tokens: int | None = None) -> None:
+    """The arguments that name a method and its settings, the same for every command."""
+    parser.add_argument("--method", default="visiondrop", help="a registered method (python -m visiondrop methods)")
+    parser.add_argument("--tokens", type=int, default=tokens, help="the budget: mean visual tokens per LLM layer")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method; repeat"
+    )
+    parser.add_argument("--preset", help="short for --option preset=NAME")
+    parser.add_argument("--strict-budget", action="store_true", help="short for --option strict_budget=on")
+
+
+def method_options(arguments: argparse.Namespace) -> dict[str, str]:
+    """The method's options from parsed arguments."""
+    options = read_options(arguments.option)
+    if arguments.preset is not None:
+        options["preset"] = arguments.preset
+    if arguments.strict_budget:
+        options["strict_budget"] = "on"
+    return options
+
+
+def command_plan(arguments: argparse.Namespace) -> None:
+    """Print the ledger of a plan."""
+    if arguments.layers < 2 or arguments.patches < 1:
+        raise VisionDropError(
+            f"--layers {arguments.layers} --patches {arguments.patches}: at least 2 layers and 1 patch are needed"
+        )
+    made = plan(
+        arguments.method,
+        arguments.tokens,
+        layers=arguments.layers,
+        patches=arguments.patches,
+        options=method_options(arguments),
+    )
+    ledger = made.ledger(text_tokens=arguments.text)
+    print(json.dumps(ledger.as_dict()) if arguments.json else ledger)
+
+
+def command_methods(arguments: argparse.Namespace) -> None:
+    """Print every method and its options."""
+    for name in available():
+        options = ", ".join(f"{k}={v}" for k, v in options_of(name).items())
+        print(f"{name:<12} {options}")
+
+
+def command_ask(arguments: argparse.Namespace) -> None:
+    """Answer one question about one image."""
+    settings: dict[str, Any] = {
+        k: getattr(arguments, k) for k in ("image", "question", "model", "method", "tokens", "show")
+    }
+    ask(**settings, options=method_options(arguments), max_new_tokens=arguments.max_new_tokens, dtype=arguments.dtype)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands."""
+    parser = argparse.ArgumentParser(prog="python -m visiondrop", description="Visual token pruning for LVLMs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    one = commands.add_parser("plan", help="tokens per layer, mean, cache entries and FLOPs of a method")
+    add_method_arguments(one)
+    one.add_argument("--layers", type=int, default=32, help="decoder layers (default 32)")
+    one.add_argument("--patches", type=int, default=576, help="patches of the image (default 576)")
+    one.add_argument(
+        "--text", type=int, default=63, help="text tokens of the prompt (default 63, as in the paper's FLOPs)"
+    )
+    one.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    one.set_defaults(run=command_plan)
+
+    commands.add_parser("methods", help="the methods and their options").set_defaults(run=command_methods)
+
+    one = commands.add_parser("ask", help="answer a question about an image")
+    add_method_arguments(one)
+    one.add_argument("--image", required=True, help="an image file")
+    one.add_argument("--question", required=True)
+    one.add_argument("--model", default=DEFAULT_MODEL, help=f"folder or hub id (default {DEFAULT_MODEL})")
+    one.add_argument("--show", metavar="PNG", help="draw the kept patches of every stage over the image")
+    one.add_argument("--max-new-tokens", type=int, default=64)
+    one.add_argument("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"])
+    one.set_defaults(run=command_ask)
+    return parser
+
+
+@command_line
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; a request that cannot be served ends in one sentence and exit code 2."""
+    parsed = build_parser().parse_args(arguments)
+    parsed.run(parsed)
+    return 0

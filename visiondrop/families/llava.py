@@ -1,0 +1,276 @@
+"""transformers' `LlavaForConditionalGeneration`: pruning by hooks on this one model object.
+
+What is hooked, and undone by `handle.remove()`:
+- `model.model.get_image_features` (wrapped on the instance): the encoder stage.  Each image keeps its block of
+  placeholders; the m rows that survive stand first, the rest are zero and are dropped on entry of the stack.
+- `model.model` (pre-hook): note the ids, so that images can be found.
+- `model.model.language_model` and its layers (hooks): start the run, and call `run.enter` before every layer.
+- `model.generate` (wrapped on the instance) and `model` (pre-hook): refuse what would be computed wrongly.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..errors import UnsupportedError, VisionDropError
+from ..plans.flops import ModelDims, model_dims
+from ..plans.shape import VisualShape
+from ..stack.cache import PrunedCache
+from ..stack.layout import Image, Layout, number_images
+from ..tower.encoder import Probe, tower_features
+from ..tower.units import Picture, by_shape, grids_of, tower_ids
+from .registry import register
+
+ANY_4D = torch.zeros(1, 1, 1, 1)  # makes the stack skip its own mask; every layer is handed another
+
+
+@register("LlavaForConditionalGeneration")
+class HubLlavaAdapter:
+    """Attaches a pruner to one `LlavaForConditionalGeneration`.
+
+    Attributes:
+        pixel_names: names under which pixels are given to the model.
+    """
+
+    pixel_names: tuple[str, ...] = ("pixel_values",)
+
+    def __init__(self, model: nn.Module):
+        self.model, self.inner = model, model.model
+        self.stack = self.inner.language_model
+        tower = self.inner.vision_tower
+        self.tower = getattr(tower, "vision_model", tower)
+        self.pruner = self.run = None
+        self.ids: Tensor | None = None
+        self.pixels: list[Tensor] = []
+        self.images: list[Image] = []
+
+    @property
+    def has_cls(self) -> bool:
+        """CLIP towers have [CLS], SigLIP towers do not."""
+        return hasattr(self.tower.embeddings, "class_embedding")
+
+    def shape(self) -> VisualShape:
+        """An ordinary image of this model."""
+        config = self.model.config
+        patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        extra = int(self.has_cls and config.vision_feature_select_strategy == "full")
+        return VisualShape(
+            layers=config.text_config.num_hidden_layers,
+            patches=patches,
+            length=patches + extra if extra else 0,
+            cls=self.has_cls,
+        )
+
+    def dims(self) -> ModelDims:
+        """The model's widths."""
+        config = self.model.config
+        name = config.name_or_path or type(self.model).__name__
+        return model_dims(name, config.text_config, config.vision_config, int(self.has_cls))
+
+    def attach(self, pruner) -> Callable[[], None]:
+        """Install the hooks; returns the undo."""
+        self.pruner = pruner
+        hooks = [
+            self.model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True),
+            self.inner.register_forward_pre_hook(self._note_inputs, with_kwargs=True),
+            self.stack.register_forward_pre_hook(self._start, with_kwargs=True),
+            self.stack.register_forward_hook(self._close),
+        ]
+        hooks += [
+            layer.register_forward_pre_hook(functools.partial(self._enter, i), with_kwargs=True)
+            for i, layer in enumerate(self.stack.layers)
+        ]
+        self.inner.get_image_features = self._wrap_features(self.inner.get_image_features)
+        self.model.generate = self._wrap_generate(self.model.generate)
+
+        def undo() -> None:
+            for hook in hooks:
+                hook.remove()
+            del self.inner.get_image_features, self.model.generate
+
+        return undo
+
+    def inputs(self, ids: list[int], image: Any, processor: Any = None) -> dict[str, Any]:
+        """Arguments of a forward pass over `ids` and, after them, one image.
+
+        Args:
+            image: anything `processor` takes, or preprocessed pixels [3, H, W] (or [1, 3, H, W]).
+            processor: the model's image processor.
+        """
+        if type(self) is not HubLlavaAdapter:
+            raise UnsupportedError(
+                f"encode does not lay out prompts of {type(self.model).__name__}; use reuse.prefix.encode_prefix with "
+                "its processor's inputs"
+            )
+        if not isinstance(image, Tensor):
+            if processor is None:
+                raise VisionDropError("encode needs image_processor= for a picture (processor.image_processor)")
+            image = processor(images=image, return_tensors="pt")["pixel_values"]
+        pixels = image if image.ndim == 4 else image[None]
+        visual = [self.model.config.image_token_id] * self.shape().tokens
+        return {
+            "input_ids": torch.tensor([ids + visual], device=self.model.device),
+            "pixel_values": pixels.to(self.model.device, self.model.dtype),
+        }
+
+    def pictures(self, arguments: dict) -> list[Picture]:
+        """The images of a call of `get_image_features` with these arguments."""
+        shape = self.shape()
+        ids = tower_ids(1, shape.patches, cls=True) if shape.tokens > shape.patches else None
+        return [Picture(shape, p[None], ids=ids) for p in arguments["pixel_values"]]
+
+    def _wrap_features(self, stock):
+        signature = inspect.signature(stock)
+
+        @functools.wraps(stock)  # generate routes arguments by the signature
+        def get_image_features(*args, **kwargs):
+            arguments = signature.bind(*args, **kwargs).arguments
+            pictures = self.pictures(arguments)
+            self.pixels = self._given(arguments)
+            if any(self.pruner.plan_for(p.shape).encoder for p in pictures):
+                output, origins = self._encode(pictures, self.tower, arguments.get("vision_feature_layer"))
+            else:
+                output, origins = stock(*args, **kwargs), [p.ids for p in pictures]
+            self.images = [Image(p.shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
+            return output
+
+        return get_image_features
+
+    def _encode(self, pictures: list[Picture], tower, select_layer, first: int = 0) -> tuple:
+        """The tower up to its feature layer, the encoder stage, the projector; slots beyond the kept rows are zero.
+
+        Args:
+            tower: a vision transformer; first: ordinal of the first picture in the batch.
+
+        Returns:
+            (output whose `pooler_output` has one [tokens, D] block per picture, ids per picture or None).
+        """
+        select_layer = self.model.config.vision_feature_layer if select_layer is None else select_layer
+        if not isinstance(select_layer, int):
+            raise UnsupportedError(f"vision_feature_layer={select_layer}: the encoder stage needs one feature layer")
+        blocks, origins = [None] * len(pictures), [None] * len(pictures)
+        for shape, ordinals in by_shape(pictures):
+            group = [pictures[i] for i in ordinals]
+            self._check_room(shape)
+            probe, pixels = Probe(), torch.cat([p.pixels for p in group])
+            hidden = tower_features(tower, pixels.to(next(tower.parameters()).dtype), select_layer, probe)
+            heads = tower.encoder.layers[0].self_attn.num_heads
+            places = [first + i for i in ordinals]
+            value, origin = self.pruner.encode(
+                hidden, probe, heads, shape, places, first + len(pictures), grids_of(group)
+            )
+            kept = self.inner.multi_modal_projector(value)
+            block = kept.new_zeros(len(kept), shape.tokens, kept.shape[-1])
+            block[:, : kept.shape[1]] = kept
+            for k, i in enumerate(ordinals):
+                blocks[i], origins[i] = block[k], None if origin is None else origin[k]
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=blocks), origins
+
+    def _check_room(self, shape: VisualShape) -> None:
+        """The processor gave an image as many placeholders as it has unpruned tokens; the kept rows must fit."""
+        entry = self.pruner.plan_for(shape).entry
+        if entry > shape.tokens:
+            raise UnsupportedError(
+                f"method {self.pruner.method!r} with tokens={self.pruner.tokens} hands {entry} tokens on for an image "
+                f"that has only {shape.tokens} unpruned ones (unpadded, {shape.units} crops); use a smaller budget, or "
+                "load the checkpoint with llava.model.builder, whose classes make room"
+            )
+
+    def _refuse_labels(self, module, args, kwargs) -> None:
+        pruned = isinstance(kwargs.get("past_key_values"), PrunedCache) or self._given(kwargs)
+        if kwargs.get("labels") is not None and self.pruner.plan.active and pruned:
+            raise UnsupportedError(
+                "labels cannot be matched to a pruned sequence, whose logits are those of the surviving positions; "
+                "remove the method (handle.remove()) to compute a loss"
+            )
+
+    def _note_inputs(self, module, args, kwargs) -> None:
+        """The ids of this pass, where it brings images."""
+        features = (kwargs.get("mm_encoder_outputs") or {}).values()
+        brings_images = bool(self._given(kwargs)) or any(f is not None for f in features)
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if brings_images and ids is None and self.pruner.plan.active:
+            raise VisionDropError(
+                "images with inputs_embeds: pruning finds images by their placeholders; give input_ids"
+            )
+        self.ids = ids if brings_images else None
+
+    def _layout(self, mask: Tensor | None, cache) -> Layout | None:
+        """The images of this pass, or None where it brings none (a decoding step looks at no data)."""
+        if self.ids is None:
+            return None
+        new = self.ids.shape[1]
+        padded = mask is not None and mask.ndim == 2
+        if padded:
+            before = mask[:, :-new].sum(1).tolist()
+        else:
+            before = 0 if cache is None else cache.get_seq_length()
+        ordinals, images = self._number(self.ids)
+        layout = Layout.build(ordinals, mask[:, -new:] if padded else None, images)
+        self.pruner.place_prompt_ends(layout, self.ids, self.pixels, before)
+        return layout
+
+    def _number(self, ids: Tensor) -> tuple[Tensor, list[Image]]:
+        """([B, T] which image a position belongs to, -1 for text; the images)."""
+        return number_images(ids == self.model.config.image_token_id, self.images), self.images
+
+    def _given(self, kwargs: dict) -> list[Tensor]:
+        """The images among these arguments, one by one."""
+        return [image for name in self.pixel_names if kwargs.get(name) is not None for image in kwargs[name]]
+
+    def _start(self, module, args, kwargs):
+        """Before the stack: make the run, and keep the stack from building masks of unpruned size."""
+        hidden, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+        self.run = None
+        use_cache = kwargs.get("use_cache")
+        if cache is None and (module.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache(config=module.config)
+        mask = kwargs.get("attention_mask")
+        layout = self._layout(mask, cache)
+        self.run = self.pruner.start(module, hidden, mask, kwargs.get("position_ids"), cache, layout)
+        if self.run is None:
+            return None
+        return args, {**kwargs, "past_key_values": cache, "attention_mask": ANY_4D}
+
+    def _enter(self, i: int, module, args, kwargs):
+        if self.run is None:
+            return None
+        hidden, arguments = self.run.enter(i, args[0])
+        return (hidden, *args[1:]), {**kwargs, **arguments}
+
+    def _close(self, module, args, output) -> None:
+        if self.run is not None:
+            self.run.close()
+            self.run = self.ids = None
+
+    def _wrap_generate(self, stock):
+        @functools.wraps(stock)
+        def generate(*args, **kwargs):
+            config = kwargs.get("generation_config") or self.model.generation_config
+            size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+            if size is not None:
+                raise UnsupportedError(
+                    f"prefill_chunk_size={size}: an image must be seen whole to be pruned; leave prefill_chunk_size out"
+                )
+            with self._freeze(kwargs.get("input_ids", args[0] if args else None), kwargs):
+                return stock(*args, **kwargs)
+
+        return generate
+
+    def _freeze(self, ids: Tensor | None, kwargs: dict):
+        """Hold the prompts' ends while `generate` runs, for text-guided scores."""
+        if ids is None or not self.pruner.plan.text_guided:
+            return nullcontext()
+        mask = kwargs.get("attention_mask")
+        rows = [
+            row.tolist() if mask is None else row[m.bool()].tolist()
+            for row, m in zip(ids, ids if mask is None else mask)
+        ]
+        return self.pruner.frozen_prompt(self.pruner.prompt_ends(rows, self._given(kwargs)))

@@ -1,0 +1,55 @@
+"""Which adapter serves which model class, and who can load a checkpoint.
+
+A package that brings model classes of its own registers their adapter when it is imported:
+
+    @register("MyForCausalLM")
+    class MyAdapter: ...
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from ..errors import VisionDropError
+
+LOADER = "llava.adapter"  # the module whose `load` opens checkpoints by path or id, named so that nothing here needs it
+_ADAPTERS: dict[str, Callable[[nn.Module], Any]] = {}
+
+
+def register(*names: str) -> Callable[[type], type]:
+    """Decorator: an adapter class serves the model classes called `names`, and classes derived from them."""
+
+    def add(adapter: type) -> type:
+        _ADAPTERS.update(dict.fromkeys(names, adapter))
+        return adapter
+
+    return add
+
+
+def adapter_for(model: nn.Module) -> Any:
+    """The adapter of `model`.
+
+    Raises:
+        VisionDropError: no adapter is registered for its class; the message names those that are.
+    """
+    for kind in type(model).__mro__:
+        if kind.__name__ in _ADAPTERS:
+            return _ADAPTERS[kind.__name__](model)
+    raise VisionDropError(f"no adapter for {type(model).__name__}: supported are {', '.join(_ADAPTERS)}")
+
+
+def loader() -> Any:
+    """The module whose `load` opens a checkpoint (`llava.adapter`).
+
+    Raises:
+        VisionDropError: it cannot be imported.
+    """
+    try:
+        return import_module(LOADER)
+    except ImportError as error:
+        raise VisionDropError(
+            f"loading a checkpoint needs the llava package, which comes with visiondrop ({error}); run it from the "
+            "repository's folder after bash scripts/setup.sh, or: pip install visiondrop"
+        ) from error

@@ -1,0 +1,150 @@
+"""transformers' `VideoLlavaForConditionalGeneration`: as `hub_llava`, with videos beside images.
+
+The hub conversion of Video-LLaVA is another model than the original: its video tower is plain CLIP, the original's
+attends over time as well.  The report's encoder stage lists all images of a batch, then its videos, in the order in
+which the model encodes them; its decoder stages follow the prompt.
+"""
+
+import functools
+import inspect
+import warnings
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..plans.shape import VisualShape
+from ..stack.layout import Image, number_images
+from ..tower.units import Picture, tower_ids
+from .llava import HubLlavaAdapter
+from .registry import register
+
+FRAMES = 8  # budgets are stated for eight frames
+
+
+@register("VideoLlavaForConditionalGeneration")
+class HubVideoLlavaAdapter(HubLlavaAdapter):
+    """Attaches a pruner to one `VideoLlavaForConditionalGeneration`."""
+
+    pixel_names = ("pixel_values", "pixel_values_images", "pixel_values_videos")
+
+    def __init__(self, model):
+        self.model, self.inner = model, model.model
+        self.stack = self.inner.language_model
+        self.tower, self.video_tower = (
+            getattr(t, "vision_model", t) for t in (self.inner.image_tower, self.inner.video_tower)
+        )
+        self.pruner = self.run = self.ids = None
+        self._forget()
+
+    def shape(self) -> VisualShape:
+        """An ordinary video."""
+        return self._shape(FRAMES)
+
+    def _shape(self, frames: int) -> VisualShape:
+        """A video of that many frames, each with its [CLS]; 0 = an image, which has the budget of one frame."""
+        config = self.model.config
+        patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        extra = int(frames > 0 or config.vision_feature_select_strategy == "full")
+        return VisualShape(
+            layers=config.text_config.num_hidden_layers,
+            patches=patches,
+            units=max(1, frames),
+            nominal_units=FRAMES,
+            length=max(1, frames) * (patches + extra),
+            kind="video" if frames else "image",
+            source="video-without-temporal-attention" if frames else "pad",
+        )
+
+    def attach(self, pruner):
+        """Install the hooks; returns the undo."""
+        warnings.warn(
+            "VideoLlavaForConditionalGeneration has no temporal attention in its video tower, unlike the original "
+            "Video-LLaVA (llava.model.builder loads it): it is a different model",
+            stacklevel=4,
+        )
+        detach = super().attach(pruner)
+        self.inner.get_video_features = self._wrap_videos(self.inner.get_video_features)
+
+        def undo() -> None:
+            detach()
+            del self.inner.get_video_features
+
+        return undo
+
+    def pictures(self, arguments: dict) -> list[Picture]:
+        """The images of a call of `get_image_features`."""
+        shape = self._shape(0)
+        ids = tower_ids(1, shape.patches, cls=True) if shape.tokens > shape.patches else None
+        return [Picture(shape, p[None], ids=ids) for p in self._given(arguments)]
+
+    def _wrap_features(self, stock):
+        encode = super()._wrap_features(stock)
+
+        @functools.wraps(stock)
+        def get_image_features(*args, **kwargs):
+            output = encode(*args, **kwargs)
+            if isinstance(output.pooler_output, list):
+                output.pooler_output = torch.stack(output.pooler_output)
+            return output
+
+        return get_image_features
+
+    def _wrap_videos(self, stock):
+        signature = inspect.signature(stock)
+
+        @functools.wraps(stock)
+        def get_video_features(*args, **kwargs):
+            arguments = signature.bind(*args, **kwargs).arguments
+            pixels = arguments["pixel_values_videos"]
+            shape = self._shape(pixels.shape[1])
+            ids = tower_ids(shape.units, shape.patches, cls=True)
+            pictures = [Picture(shape, video, ids=ids) for video in pixels]
+            if self.pruner.plan_for(shape).encoder is not None:
+                layer = arguments.get("vision_feature_layer")
+                output, origins = self._encode(pictures, self.video_tower, layer, first=len(self.images))
+                output.pooler_output = torch.stack(output.pooler_output)
+            else:
+                output, origins = stock(*args, **kwargs), [ids] * len(pictures)
+                # One row per video, so that beams repeat videos, not frames.
+                rows = output.pooler_output
+                output = BaseModelOutputWithPooling(
+                    last_hidden_state=output.last_hidden_state, pooler_output=rows.view(len(pixels), -1, rows.shape[-1])
+                )
+            self.videos = [Image(shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
+            self.pixels = [*self.pixels, *pixels]
+            return output
+
+        return get_video_features
+
+    def _note_inputs(self, module, args, kwargs) -> None:
+        if not kwargs.get("mm_encoder_outputs"):
+            self._forget()
+        super()._note_inputs(module, args, kwargs)
+
+    def _number(self, ids: Tensor) -> tuple[Tensor, list[Image]]:
+        config, ordinals = self.model.config, torch.full(ids.shape, -1)
+        for token, images, before in (
+            (config.image_token_id, self.images, 0),
+            (config.video_token_id, self.videos, len(self.images)),
+        ):
+            if images:
+                found = number_images(ids == token, images)
+                ordinals = torch.where(found >= 0, found + before, ordinals)
+        return ordinals, [*self.images, *self.videos]
+
+    def _wrap_generate(self, stock):
+        guarded = super()._wrap_generate(stock)
+
+        @functools.wraps(stock)
+        def generate(*args, **kwargs):
+            self._forget()
+            return guarded(*args, **kwargs)
+
+        return generate
+
+    def _forget(self) -> None:
+        """The next batch is a new one; what its images are is found out when they are encoded."""
+        self.images: list[Image] = []
+        self.videos: list[Image] = []
+        self.pixels: list[Tensor] = []

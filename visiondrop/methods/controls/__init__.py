@@ -1,0 +1,1 @@
+"""Controls: what pruning costs when nothing is chosen for its content."""

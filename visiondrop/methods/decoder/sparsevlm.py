@@ -1,0 +1,221 @@
+"""SparseVLM v1.5 (Zhang et al., ICML 2025): text tokens that fit the image rate it; part of the pruned is recycled.
+
+Source: `Gumpest/SparseVLMs`, branch v1.5 (`sparsevlm.md` §2-6).  Once, on the input embeddings: raters = text tokens
+behind the image whose share of the image's attention is above the mean.  After layers 2, 6 and 15 of 32: the raters'
+attention in that layer ranks the visual tokens; a table says how many are kept; the best 30 % of the others are
+clustered by density peaks, and every cluster's mean goes on as one token.  Positions are renumbered.
+Scores, distances and densities are float32 in every dtype.  Beyond the original (which would fail): without a rater
+above the mean all the text rates, and without text behind the image the prompt's last token does.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import VisionDropError
+from ...ops.clustering import density_peaks
+from ...ops.selection import Selection, complement, gather_rows, top_k
+from ...plans.plan import Plan, Stage
+from ...plans.schedule import check_layers, nearest, scale_layers
+from ...plans.shape import VisualShape
+from ..options import amounts, integer, integers, on_off
+from ..registry import register
+
+LAYERS = (3, 7, 16)  # of 32, first to see fewer tokens: the authors' "after layers 2, 6, 15"
+TABLES = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}  # kept, clusters not counted
+TABLE_TOKENS = 576
+
+
+@register("sparsevlm")
+def plan(
+    tokens: int | None,
+    shape: VisualShape,
+    *,
+    strict_budget: bool | str = "off",
+    keep: str | tuple[int, ...] | None = None,
+    layers: str | tuple[int, ...] | None = None,
+    noise: Sequence[Tensor] | None = None,
+    seed: int | str = 0,
+) -> Plan | None:
+    """The authors' tables for 192, 128, 96 and 64, which are means at layer outputs; the notes give both counts.
+
+    Args:
+        strict_budget: on = amounts between the tables whose mean at layer inputs is `tokens`.
+        keep: tokens kept by each stage, clusters not counted, instead of a budget.
+        layers: first layers of *this* stack with fewer tokens; default 3, 7, 16 of 32, scaled to its depth.
+        noise: for each stage that prunes a 1-D tensor, uniform in [0, 1), one number per clustered token; the densities
+            get 1e-6 of it.  Drawn from `seed` and the image's fingerprint where not given.
+
+    Returns:
+        The plan, or None where the budget cannot be met.
+    """
+    amounts(tokens, keep=keep)
+    at = (
+        scale_layers(LAYERS, shape.layers) if layers is None else check_layers(integers("layers", layers), shape.layers)
+    )
+    if at[0] < 1:
+        raise VisionDropError(
+            f"layers={','.join(map(str, at))}: the layer before a stage gives its scores, so the first is 1 or more"
+        )
+    seed = integer("seed", seed, 0, 2**31 - 1)
+    if keep is not None:
+        kept = integers("keep", keep)
+        if len(kept) != len(at) or min(kept) < 0:
+            raise VisionDropError(f"keep={keep!r}: give {len(at)} counts, one for each stage at {list(at)}")
+    elif on_off("strict_budget", strict_budget):
+        kept = solve(tokens * shape.tokens / shape.nominal, shape.tokens, at, shape.layers)
+    elif shape.nominal == TABLE_TOKENS:
+        kept = TABLES.get(tokens)
+    else:
+        raise VisionDropError(
+            f"sparsevlm has published amounts for {TABLE_TOKENS} visual tokens, not for {shape.nominal}: give "
+            "strict_budget=on (--strict-budget), or keep=… with one count per stage"
+        )
+    if kept is None:
+        return None
+    rows = cascade(kept, shape.tokens)
+    draws = _noise(noise, [pool for _, pool, _ in rows if pool], seed)
+    stages = tuple(
+        Stage(
+            layer,
+            count + clusters,
+            selector(count, clusters, next(draws)) if pool else None,
+            layer - 1,
+            "rows",
+            count,
+            clusters,
+        )
+        for layer, (count, pool, clusters) in zip(at, rows)
+    )
+    notes = (_both_counts(tokens, [shape.tokens, *(stage.keep for stage in stages)], at, shape.layers),)
+    return Plan(
+        "sparsevlm", shape, stages=stages, text_guided=True, seeded=noise is None, begin=find_raters, notes=notes
+    )
+
+
+def cascade(kept: Sequence[int], total: int) -> list[tuple[int, int, int]]:
+    """(kept, pool to cluster, clusters) of every stage, from `total` tokens; a stage that cannot prune keeps all."""
+    rows = []
+    for count in kept:
+        count = min(count, total)
+        pruned = total - count
+        pool = int(0.3 * pruned) + 1 if pruned else 0
+        clusters = pool // 10 + 1 if pool else 0
+        if clusters >= pruned:
+            count, pool, clusters = total, 0, 0
+        rows.append((count, pool, clusters))
+        total = count + clusters
+    return rows
+
+
+def mean(counts: Sequence[int], layers: Sequence[int], depth: int) -> float:
+    """Mean tokens per layer when the stages at `layers` of `depth` lead from counts[0] to counts[1], counts[2] …"""
+    edges = [0, *layers, depth]
+    return sum(n * (b - a) for n, a, b in zip(counts, edges, edges[1:])) / depth
+
+
+def solve(wanted: float, total: int, layers: Sequence[int], depth: int) -> tuple[int, ...] | None:
+    """Counts on the line through the authors' tables (and one token, and all) with mean `wanted`, to within a token."""
+    if len(layers) != len(LAYERS):
+        raise VisionDropError(f"strict_budget=on: give {len(LAYERS)} layers, or keep=… with one count per stage")
+    tables = [tuple(n * total / TABLE_TOKENS for n in table) for table in (TABLES[t] for t in sorted(TABLES))]
+    points = [(1, 1, 1), *tables, (total, total, total)]
+
+    def at(place: float) -> tuple[int, ...]:
+        k = min(int(place), len(points) - 2)
+        return tuple(nearest(a + (b - a) * (place - k)) for a, b in zip(points[k], points[k + 1]))
+
+    def excess(kept: Sequence[int]) -> float:
+        return mean([total, *(count + clusters for count, _, clusters in cascade(kept, total))], layers, depth) - wanted
+
+    low, high = 0.0, len(points) - 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(at(middle)) < 0 else (low, middle)
+    first, second, third = at(high)
+    best = min(((first, second, max(0, third + move)) for move in range(-3, 4)), key=lambda kept: abs(excess(kept)))
+    return best if abs(excess(best)) <= 1 else None
+
+
+def _both_counts(tokens: int | None, counts: Sequence[int], layers: Sequence[int], depth: int) -> str:
+    budget = "" if tokens is None else f"for a budget of {tokens}, "
+    outputs = mean(counts, [layer - 1 for layer in layers], depth)  # a layer's output is the next one's input
+    return (
+        f"SparseVLM's authors count tokens at layer outputs: {budget}mean {outputs:.2f} that way, "
+        f"{mean(counts, layers, depth):.2f} at layer inputs as for all methods here"
+    )
+
+
+def _noise(fed: Sequence[Tensor] | None, sizes: Sequence[int], seed: int) -> Iterator[Callable[[Any], Tensor]]:
+    """For each pool of `sizes`, `draw(view) -> [I, size]` in [0, 1): fed, or drawn per image whatever the batch."""
+    lengths = None if fed is None else [len(x) for x in fed]
+    if lengths not in (None, list(sizes)):
+        raise VisionDropError(
+            f"noise of lengths {lengths}: give one 1-D tensor for each stage that prunes, of lengths {list(sizes)}"
+        )
+
+    def source(stage: int, size: int) -> Callable[[Any], Tensor]:
+        def draw(view) -> Tensor:
+            keys = [zlib.crc32(f"{seed} {image} {stage}".encode()) for image in view.seeds]
+            if fed is not None:
+                rows = [torch.as_tensor(fed[stage])] * len(keys)
+            else:
+                rows = [torch.rand(size, generator=torch.Generator().manual_seed(key)) for key in keys]
+            return torch.stack(rows).to(view.hidden.device, torch.float32)
+
+        return draw
+
+    return iter([source(stage, size) for stage, size in enumerate(sizes)])
+
+
+def find_raters(view) -> None:
+    """Store in `view.memory` which text tokens behind the image rate it: [I, S + 1] 0/1 by place in the text."""
+    text, wanted = view.suffix_hidden()  # [I, S, D], [I, S]
+    logits = view.hidden.float() @ text.float().transpose(1, 2)  # [I, n, S]
+    fit = logits.masked_fill(~wanted[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)  # [I, S]
+    raters = wanted & (fit > fit.sum(dim=1, keepdim=True) / wanted.sum(dim=1, keepdim=True))
+    raters = raters | (wanted & ~raters.any(dim=1, keepdim=True))
+    places = _places(wanted)
+    view.memory["raters"] = fit.new_zeros(len(fit), fit.shape[1] + 1).scatter_(1, places, raters.to(fit.dtype))
+
+
+def _places(wanted: Tensor) -> Tensor:
+    """[I, S] bool -> [I, S] long, every text token's place in the text; S (the last column) where there is none.
+
+    Places, not coordinates: another image in the text shrinks from stage to stage.
+    """
+    return torch.where(wanted, wanted.cumsum(dim=1) - 1, -1) % (wanted.shape[1] + 1)
+
+
+def rate(view) -> Tensor:
+    """[I, n] float32: the raters' attention to every visual token, mean over raters and heads."""
+    rows, wanted = view.from_suffix()  # [I, S, n], [I, S]
+    weights = view.memory["raters"].gather(1, _places(wanted)) * wanted
+    return (weights[:, None] @ rows)[:, 0] / weights.sum(dim=1, keepdim=True)
+
+
+def selector(count: int, clusters: int, draw: Callable[[Any], Tensor]):
+    """Keep `count` slots in order, then the means of `clusters` clusters of the best others; drop the rest.
+
+    `draw(view)` gives the densities' noise, [I, size of the pool of best others].
+    """
+
+    def select(view) -> Selection:
+        scores, hidden, noise = rate(view), view.hidden, draw(view)
+        kept = top_k(scores, count)
+        pruned = complement(kept, hidden.shape[1])
+        candidates = pruned.gather(1, scores.gather(1, pruned).topk(noise.shape[1], dim=1).indices)  # by falling score
+        states = gather_rows(hidden, candidates).float()
+        centres, labels = density_peaks(states, clusters, noise)
+        member = torch.nn.functional.one_hot(labels, clusters).to(states.dtype)  # [I, pool, C]
+        means = (member.transpose(1, 2) @ states) / (member.sum(dim=1) + 1e-6).unsqueeze(-1)
+        index = torch.cat([kept, candidates.gather(1, centres)], dim=1)
+        merged = complement(index, hidden.shape[1])
+        fate = torch.full_like(scores, -1, dtype=torch.long).scatter_(1, candidates, labels)
+        value = torch.cat([gather_rows(hidden, kept), means.to(hidden.dtype)], dim=1)
+        return Selection(index, value, count, merged, fate.gather(1, merged), scores)
+
+    return select

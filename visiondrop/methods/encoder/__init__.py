@@ -1,0 +1,1 @@
+"""Methods that act between the vision tower and the projector only."""

@@ -1,0 +1,1 @@
+"""Methods that act both after the encoder and inside the language model."""

@@ -1,0 +1,136 @@
+"""What a handle remembers of the last prefill, in original patch ids.
+
+With several crops or frames a patch id is unit x patches + patch, and unit c's [CLS] is -1 - c (see `arrange`).
+"""
+
+from dataclasses import dataclass, field, fields
+
+from torch import Tensor
+
+from .selection import Selection
+
+
+@dataclass
+class StageReport:
+    """One stage; every list has one entry per image of the batch, row-major.
+
+    Attributes:
+        layer: "encoder", or the first 0-based decoder layer that sees the shorter sequence.
+        dominant: [K] ids of unmerged tokens, in sequence order (encoder stage: unit after unit).
+        reference: [C] ids of contextual tokens (each carries its reference's id), likewise.
+        merged: [N] ids merged away; assignment: [N] index into `reference`, -1 = discarded.
+        hidden: [K + C, D] visual states right after the stage, in sequence order (encoder stage: before the projector).
+        scores: [n] scores of the tokens the stage received; origin: [n] their ids.
+        sequence: [K + C] ids of all tokens that go on, in sequence order.
+    """
+
+    layer: int | str
+    dominant: list[Tensor | None]
+    reference: list[Tensor | None]
+    merged: list[Tensor | None]
+    assignment: list[Tensor | None]
+    hidden: list[Tensor | None]
+    scores: list[Tensor | None]
+    origin: list[Tensor | None]
+    sequence: list[Tensor | None]
+
+    @classmethod
+    def empty(cls, layer: int | str, images: int) -> "StageReport":
+        """A report with a place for each of `images`."""
+        return cls(layer, *([None] * images for _ in range(8)))
+
+    def grow(self, images: int) -> None:
+        """Make a place for each of `images`, where there are fewer."""
+        missing = images - len(self.sequence)
+        for entry in fields(self):
+            if entry.name != "layer":
+                getattr(self, entry.name).extend([None] * missing)
+
+    def kept(self, image: int = 0) -> Tensor:
+        """[K + C] ids of all tokens that go on, in sequence order."""
+        return self.sequence[image]
+
+    def record(
+        self, images: list[int], ids: Tensor, selection: Selection, values: Tensor, sequence: Tensor | None = None
+    ) -> Tensor:
+        """Store the outcome for the `images` (ordinals) of one group; returns the new ids [I, M] in sequence order.
+
+        Args:
+            ids: [I, n] ids of the incoming tokens; values: [I, M, D] outgoing states in sequence order.
+            sequence: [I, M] outgoing ids where their order is not that of `selection.index`.
+        """
+        out = ids.gather(1, selection.index)
+        sequence = out if sequence is None else sequence
+        kept = out.shape[1] if selection.dominant is None else selection.dominant
+        none = ids.new_empty(0)
+        for i, image in enumerate(images):
+            self.dominant[image], self.reference[image] = out[i, :kept].cpu(), out[i, kept:].cpu()
+            merged = None if selection.merged is None else ids[i].gather(0, selection.merged[i])
+            self.merged[image] = none.cpu() if merged is None else merged.cpu()
+            self.assignment[image] = none.cpu() if merged is None else selection.assignment[i].cpu()
+            self.hidden[image] = values[i].detach()
+            self.scores[image] = None if selection.scores is None else selection.scores[i].detach().cpu()
+            self.origin[image] = ids[i].cpu()
+            self.sequence[image] = sequence[i].cpu()
+        return sequence
+
+
+@dataclass
+class Report:
+    """The last prefill, and the decoding steps since.
+
+    Attributes:
+        stages: in the order they ran.
+        tokens_per_layer: per image, visual tokens at the input of every layer, [L].
+        cache_lengths: per row, valid entries of every layer after the prefill (without a cache: tokens seen), [L].
+        positions: per row, a list over decoding steps of the position of the last token in every layer, [L].
+    """
+
+    stages: list[StageReport] = field(default_factory=list)
+    tokens_per_layer: list[list[int]] = field(default_factory=list)
+    cache_lengths: list[list[int]] = field(default_factory=list)
+    positions: list[list[list[int]]] = field(default_factory=list)
+
+    def stage(self, layer: int | str) -> StageReport:
+        """The stage at `layer` ("encoder" or a decoder layer)."""
+        return next(s for s in self.stages if s.layer == layer)
+
+
+class Recorder:
+    """Writes one pass into a `Report`; made only when recording was asked for."""
+
+    def __init__(self, report: Report, images: int = 0, rows: int = 0):
+        """A prefill (`images` > 0) starts the decoder part of the report afresh; a decoding step adds to it."""
+        self.report = report
+        if images:
+            report.stages = [s for s in report.stages if s.layer == "encoder"]
+            report.tokens_per_layer = [[] for _ in range(images)]
+            report.cache_lengths = [[] for _ in range(rows)]
+            report.positions = [[] for _ in range(rows)]
+
+    def layer(self, groups, lengths: list[int]) -> None:
+        """One layer is about to run: each group's token count, and the valid entries per row."""
+        for group in groups:
+            for image in group.images:
+                self.report.tokens_per_layer[image].append(group.count)
+        for row, length in zip(self.report.cache_lengths, lengths):
+            row.append(length)
+
+    def stage(self, layer: int, group, selection: Selection, values: Tensor) -> Tensor:
+        """A stage has run on `group`; returns the group's new ids [I, M]."""
+        known = [s for s in self.report.stages if s.layer == layer]
+        report = known[0] if known else StageReport.empty(layer, len(self.report.tokens_per_layer))
+        if not known:
+            self.report.stages.append(report)
+        return report.record(group.images, group.ids, selection, values)
+
+    def step(self, positions: Tensor, firsts: list[int], layers: int, rows: int) -> None:
+        """A decoding step has run: positions [S or 1, B or 1] of its last token, per segment starting at `firsts`."""
+        table = positions.expand(-1, rows).tolist() if positions.shape[1] == 1 else positions.tolist()
+        if len(table) == 1:
+            table = table * len(firsts)
+        segment_of = [sum(f <= layer for f in firsts) - 1 for layer in range(layers)]
+        if len(self.report.positions) != rows:
+            self.report.positions = [[] for _ in range(rows)]
+        for row in range(rows):
+            self.report.positions[row].append([table[s][row] for s in segment_of])

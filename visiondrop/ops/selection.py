@@ -1,0 +1,51 @@
+"""What a selector returns, and choosing rows in order."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Selection:
+    """The outcome of one stage for I images of equal size.
+
+    Attributes:
+        index: [I, M] long, slot 0 … n-1 of the representative of every output row, in output order.
+        value: [I, M, D] output states, or None where they are the representatives' own, unchanged.
+        dominant: how many leading output rows are dominant (unmerged: their states are the representatives' own).
+        merged: [I, N] slots that were merged away, ascending, or None.
+        assignment: [I, N] for each merged slot the output contextual row it went to, 0 … C-1; -1 = discarded.
+        scores: [I, n] float32 the scores the choice was made by, or None.
+    """
+
+    index: Tensor
+    value: Tensor | None = None
+    dominant: int | None = None
+    merged: Tensor | None = None
+    assignment: Tensor | None = None
+    scores: Tensor | None = None
+
+
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """x [I, n, D], index [I, M] -> [I, M, D]."""
+    if len(index) == 1:
+        return x[0].index_select(0, index[0]).unsqueeze(0)
+    # Whole rows are moved: several times faster on a CPU than `gather`, whose index has an entry per element.
+    return x[torch.arange(len(index), device=index.device)[:, None], index]
+
+
+def top_k(scores: Tensor, count: int) -> Tensor:
+    """Slots of the `count` largest scores, ascending: scores [I, n] -> [I, count] long."""
+    return scores.topk(count, dim=1).indices.sort(dim=1).values
+
+
+def with_cls(patches: Tensor, cls: bool) -> Tensor:
+    """Tower rows of the patches [U, K]: row 0 is [CLS], put in front, where the tower has one ([U, K + 1])."""
+    return torch.nn.functional.pad(patches + 1, (1, 0)) if cls else patches
+
+
+def complement(index: Tensor, total: int) -> Tensor:
+    """Slots 0 … total-1 that are not in `index` [I, K], ascending: [I, total - K] long, with no host synchronisation."""
+    taken = torch.zeros(index.shape[0], total, dtype=torch.uint8, device=index.device).scatter_(1, index, 1)
+    return taken.sort(dim=1, stable=True).indices[:, : total - index.shape[1]]

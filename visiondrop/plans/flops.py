@@ -1,0 +1,109 @@
+"""Prefill FLOPs of a plan, by the convention behind Table 4 of the paper (found in `performance.md` §1).
+
+Multiply-add counts 2; QK^T and PV are counted in full (no causal halving); all tower layers and the patch
+convolution per unit; the projector; the head on every surviving prompt position; one prefill, no decoding.
+VisionDrop's stages add what the released code computes for its scores: q, k, v of the next layer for all tokens
+and one QK^T of the visual rows.  `lean` counts what is needed: tower up to the feature layer, causal attention,
+head on the last position, scores from q and k already at hand.
+"""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class ModelDims:
+    """Widths of a LLaVA-shaped model (`layers` is the decoder's depth).
+
+    `temporal`: every tower layer also attends over frames, patch by patch (LanguageBind's video tower).
+    """
+
+    name: str = "LLaVA-1.5-7B"
+    hidden: int = 4096
+    intermediate: int = 11008
+    layers: int = 32
+    vocab: int = 32000
+    kv_share: float = 1.0  # key/value heads over query heads
+    vision_hidden: int = 1024
+    vision_intermediate: int = 4096
+    vision_layers: int = 24
+    patch_inputs: int = 588  # 3 x 14 x 14
+    cls: int = 1
+    temporal: bool = False
+
+
+LLAVA_7B = ModelDims()
+LLAVA_13B = ModelDims("LLaVA-1.5-13B", hidden=5120, intermediate=13824, layers=40)
+VIDEO_LLAVA_7B = replace(LLAVA_7B, name="Video-LLaVA-7B", temporal=True)
+
+
+def model_dims(name: str, text, vision, cls: int = 1) -> ModelDims:
+    """Widths for FLOPs from a text and a vision configuration."""
+    return ModelDims(
+        name=name,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        vocab=text.vocab_size,
+        kv_share=text.num_key_value_heads / text.num_attention_heads,
+        vision_hidden=vision.hidden_size,
+        vision_intermediate=vision.intermediate_size,
+        vision_layers=vision.num_hidden_layers,
+        patch_inputs=3 * vision.patch_size**2,
+        cls=cls,
+    )
+
+
+def tower(dims: ModelDims, patches: int, layers: int, units: int) -> int:
+    """Vision tower: `layers` transformer layers and the patch convolution, for `units` crops or frames."""
+    d, m, n = dims.vision_hidden, dims.vision_intermediate, patches + dims.cls
+    over_frames = (4 * d * d + 2 * units * d) * n if dims.temporal else 0
+    per_layer = (4 * d * d + 2 * d * m) * n + 2 * n * n * d + over_frames
+    return units * 2 * (layers * per_layer + patches * dims.patch_inputs * d)
+
+
+def projected(plan, dims: ModelDims) -> int:
+    """Rows that go through the projector: what the encoder stage keeps, else every patch (newlines are added later).
+
+    A video tower hands the [CLS] of each frame on as well.
+    """
+    shape = plan.shape
+    return plan.entry if plan.encoder else shape.units * (shape.patches + (dims.cls if shape.kind == "video" else 0))
+
+
+def projector(dims: ModelDims, tokens: int) -> int:
+    """Two-layer MLP on `tokens` rows."""
+    return 2 * tokens * (dims.vision_hidden * dims.hidden + dims.hidden**2)
+
+
+def block(dims: ModelDims, n: int, past: int = 0, causal: bool = False) -> float:
+    """One decoder layer on `n` new tokens after `past` cached ones."""
+    d, m = dims.hidden, dims.intermediate
+    pairs = n * (n + 1) / 2 + n * past if causal else n * (n + past)
+    return 2 * n * ((2 + 2 * dims.kv_share) * d * d + 3 * d * m) + 4 * d * pairs
+
+
+def head(dims: ModelDims, positions: int) -> int:
+    """Language-model head on `positions` rows."""
+    return 2 * positions * dims.hidden * dims.vocab
+
+
+def score(dims: ModelDims, kind: str, visual: int, sequence: int, lean: bool = False) -> int:
+    """Scores of one stage: "visual" rows, one text "row", some text "rows", or none ("")."""
+    d = dims.hidden
+    if kind == "visual":
+        projections = 2 * (1 + 2 * dims.kv_share) * d * d * sequence
+        return visual * sequence * d if lean else projections + 2 * visual * sequence * d
+    return {"": 0, "row": 2 * sequence * d, "rows": 2 * (sequence - visual) * sequence * d}[kind]
+
+
+def prefill(plan, dims: ModelDims, text: int, lean: bool = False) -> float:
+    """FLOPs of encoding one image and prefilling `text` + visual tokens under `plan`."""
+    shape = plan.shape
+    total = tower(dims, shape.patches, dims.vision_layers - int(lean), shape.units)
+    total += projector(dims, projected(plan, dims))
+    total += sum(block(dims, n + text, causal=lean) for n in plan.tokens_per_layer())
+    total += head(dims, 1 if lean else plan.counts[-1] + text)
+    for before, stage in zip(plan.counts, plan.stages):
+        if stage.keep < before:  # a stage that keeps every token is skipped
+            total += score(dims, stage.scoring, before, before + text, lean)
+    return total

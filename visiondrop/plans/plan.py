@@ -1,0 +1,219 @@
+"""Budget -> Plan -> ledger: what a method will do to an image of known size, before any model is loaded.
+
+Letters used throughout the package: B rows of a batch, I images of one size, U units (crops or frames),
+L layers or sequence length, H heads, V visual tokens, K dominant, C contextual, D width.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from ..errors import VisionDropError
+from . import flops as flop_rules
+from .shape import VisualShape
+
+
+@dataclass(frozen=True)
+class EncoderStage:
+    """Reduction between the vision tower and the projector, unit by unit.
+
+    Attributes:
+        keep: rows per unit that go to the projector (dominant + contextual).
+        select: `EncoderView -> Selection`.
+        dominant, contextual: the parts of `keep`; [CLS], where kept, counts as dominant.
+        order: how the units' rows are lined up for the LLM: "unit" (unit after unit) or the multi-crop orders
+            "canvas" (VisionZip) and "raster" (VisPruner).
+    """
+
+    keep: int
+    select: Callable[[Any], Any]
+    dominant: int
+    contextual: int = 0
+    order: str = "unit"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Reduction on entry of a decoder layer.
+
+    Attributes:
+        layer: first 0-based layer that sees the shorter sequence.
+        keep: visual tokens after the stage.
+        select: `View -> Selection`.
+        probe: the layer whose projections give the scores: `layer` itself (VisionDrop, PyramidDrop), an earlier one
+            (FastV, SparseVLM), or None when no attention is asked for.
+        scoring: what the scores cost, for FLOPs: "visual", "row", "rows" or "".
+        dominant, contextual: the parts of `keep`.
+    """
+
+    layer: int
+    keep: int
+    select: Callable[[Any], Any]
+    probe: int | None = None
+    scoring: str = ""
+    dominant: int = 0
+    contextual: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a method does to one image shape.
+
+    Attributes:
+        positions: "compact" (every segment counts its tokens 0..n-1, as the official VisionDrop and PyramidDrop do)
+            or "original" (survivors keep their position, as FastV does).
+        text_guided: a score reads the question, so the pruned image cannot be reused for another one.
+        seeded: a random choice is made from a fingerprint of the image's pixels (`view.seeds`).
+        begin: called once with the view of the stack's input; what it stores in `view.memory` is kept for the stages.
+        notes: sentences a reader of the ledger must see (e.g. SparseVLM's other way of counting).
+    """
+
+    method: str
+    shape: VisualShape
+    tokens: int | None = None
+    encoder: EncoderStage | None = None
+    stages: tuple[Stage, ...] = ()
+    positions: str = "compact"
+    text_guided: bool = False
+    seeded: bool = False
+    begin: Callable[[Any], None] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        """Stages must lie inside the stack, in order, and never grow the sequence."""
+        if self.positions not in ("compact", "original"):
+            raise VisionDropError(f"positions={self.positions!r}: allowed are 'compact' and 'original'")
+        counts, edges = self.counts, [s.layer for s in self.stages]
+        if edges != sorted(set(edges)) or any(not 0 <= e < self.shape.layers for e in edges):
+            raise VisionDropError(
+                f"stage layers {edges}: allowed are distinct ascending layers in 0 … {self.shape.layers - 1}"
+            )
+        if any(b > a for a, b in zip(counts, counts[1:])) or counts[-1] < 0:
+            raise VisionDropError(f"token counts per stage {counts}: a stage cannot keep more tokens than it receives")
+
+    @property
+    def entry(self) -> int:
+        """Visual tokens at LLM entry (after the encoder stage)."""
+        return self.encoder.keep * self.shape.units if self.encoder else self.shape.tokens
+
+    @property
+    def counts(self) -> list[int]:
+        """Visual tokens at entry and after each stage."""
+        return [self.entry, *(s.keep for s in self.stages)]
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is removed or changed at all."""
+        return self.encoder is not None or bool(self.live_stages)
+
+    @cached_property
+    def live_stages(self) -> tuple[Stage, ...]:
+        """Stages that change something; one that keeps every token is skipped, bit for bit."""
+        counts = self.counts
+        return tuple(s for s, n in zip(self.stages, counts) if s.keep < n)
+
+    def tokens_per_layer(self) -> list[int]:
+        """Visual tokens at the input of every decoder layer, [L]."""
+        out, counts = [], self.counts
+        edges = [0, *(s.layer for s in self.stages), self.shape.layers]
+        for n, a, b in zip(counts, edges, edges[1:]):
+            out += [n] * (b - a)
+        return out
+
+    def ledger(self, dims: "flop_rules.ModelDims | None" = None, text_tokens: int = 63) -> "Ledger":
+        """The account of this plan; `text_tokens` is the prompt's text, 63 in the paper's FLOPs."""
+        dims = dims or flop_rules.LLAVA_7B
+        return Ledger(plan=self, dims=replace(dims, layers=self.shape.layers), text_tokens=text_tokens)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Tokens per layer, their mean, cache entries and prefill FLOPs of one plan."""
+
+    plan: Plan
+    dims: "flop_rules.ModelDims"
+    text_tokens: int
+
+    @property
+    def tokens_per_layer(self) -> list[int]:
+        """Visual tokens at the input of every decoder layer."""
+        return self.plan.tokens_per_layer()
+
+    @property
+    def mean(self) -> float:
+        """Mean visual tokens per layer: the budget actually spent."""
+        per_layer = self.tokens_per_layer
+        return sum(per_layer) / len(per_layer)
+
+    @property
+    def cache_entries(self) -> int:
+        """Key/value entries after the prefill, summed over layers, text included (one entry = one K and one V)."""
+        return sum(n + self.text_tokens for n in self.tokens_per_layer)
+
+    @property
+    def flops(self) -> float:
+        """Prefill FLOPs (multiply-add = 2) in the paper's convention: encoder, projector, decoder, scores, head."""
+        return flop_rules.prefill(self.plan, self.dims, self.text_tokens)
+
+    @property
+    def lean_flops(self) -> float:
+        """The same without what need not be computed (see `flops.prefill`)."""
+        return flop_rules.prefill(self.plan, self.dims, self.text_tokens, lean=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready form, as stored in every result row."""
+        plan = self.plan
+        return {
+            "method": plan.method,
+            "tokens": plan.tokens,
+            "options": {name: _plain(value) for name, value in plan.options.items()},
+            "layout": plan.shape.source,
+            "units": plan.shape.units,
+            "unpruned": plan.shape.tokens,
+            "encoder": [plan.encoder.dominant, plan.encoder.contextual] if plan.encoder else None,
+            "stages": [[s.layer, s.dominant, s.contextual] for s in plan.stages],
+            "tokens_per_layer": self.tokens_per_layer,
+            "mean": round(self.mean, 4),
+            "cache_entries": self.cache_entries,
+            "text_tokens": self.text_tokens,
+            "tflops": round(self.flops / 1e12, 4),
+            "notes": list(plan.notes),
+        }
+
+    def __str__(self) -> str:
+        plan, shape = self.plan, self.plan.shape
+        budget = f"--tokens {plan.tokens}" if plan.tokens is not None else "explicit settings"
+        layout = "" if shape.source == "pad" else f" ({shape.source})"
+        lines = [f"method {plan.method}, {budget}, {shape.tokens} visual tokens{layout}, {shape.layers} layers"]
+        if plan.encoder:
+            e = plan.encoder
+            each = " per unit" if shape.units > 1 else ""
+            lines.append(f"  encoder stage  {_parts(e)}{each}")
+        edges = [0, *(s.layer for s in plan.stages), shape.layers]
+        labels = ["", *map(_parts, plan.stages)]
+        for n, a, b, label in zip(plan.counts, edges, edges[1:], labels):
+            if b > a:
+                lines.append(f"  layers {a:>2} – {b - 1:<2}  {n:>4} tokens" + (f"  ({label})" if label else ""))
+        lines.append(
+            f"  mean {self.mean:.2f} tokens per layer ({100 * self.mean / shape.tokens:.1f} % of {shape.tokens})"
+        )
+        lines.append(
+            f"  prefill {self.flops / 1e12:.4g} TFLOPs, {self.cache_entries} cache entries "
+            f"({self.text_tokens} text tokens, widths of {self.dims.name})"
+        )
+        return "\n".join(lines + [f"  note: {note}" for note in plan.notes])
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as JSON has it: tuples and tensors become lists."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _parts(stage: EncoderStage | Stage) -> str:
+    """The parts of what a stage keeps, in words; a part of none is left out."""
+    parts = [(stage.dominant, "dominant"), (stage.contextual, "contextual")]
+    return " + ".join(f"{count} {name}" for count, name in parts if count) or "none"

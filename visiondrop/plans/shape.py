@@ -1,0 +1,45 @@
+"""What a plan must know about one image and the model that sees it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VisualShape:
+    """What a plan must know about the model's depth and one image.
+
+    Attributes:
+        layers: decoder layers.
+        patches: patches of one unit (576 for CLIP-L/14 at 336 px).
+        units: crops or frames of this image.
+        nominal_units: number of units for which budgets are stated (1; 5 for LLaVA-NeXT; 8 for video).
+        cls: the tower has a [CLS] token.
+        length: visual tokens at LLM entry when nothing is pruned, newlines and [CLS] included; 0 = units x patches.
+        kind: "image" or "video" (the first stage keeps 1.5 or 3 budgets).
+        source: the layout in words, e.g. "anyres"; part of every result row.
+        canvas: (rows, columns) of patches of the stitched tiles that follow the base picture; None = no tiles.
+    """
+
+    layers: int = 32
+    patches: int = 576
+    units: int = 1
+    nominal_units: int = 1
+    cls: bool = True
+    length: int = 0
+    kind: str = "image"
+    source: str = "pad"
+    canvas: tuple[int, int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Unpruned visual tokens at LLM entry."""
+        return self.length or self.units * self.patches
+
+    @property
+    def nominal(self) -> int:
+        """The unpruned token count that budgets are stated for."""
+        return self.nominal_units * self.patches
+
+    @property
+    def scale(self) -> float:
+        """This image's share of the nominal number of units."""
+        return self.units / self.nominal_units

@@ -1,0 +1,1 @@
+"""One image, many questions: prefixes, their store, and sessions."""

@@ -1,0 +1,1 @@
+"""One pass through a decoder whose layers hold different numbers of tokens."""

@@ -1,0 +1,216 @@
+"""What a selector may ask about the images of one group at one stage.
+
+A view hides where the images stand, how rows are padded, what is cached and which model it is; a method sees
+tensors over I images of equal size and does arithmetic on them.
+"""
+
+import torch
+from torch import Tensor
+
+from ..ops import scores
+
+
+class View:
+    """I images of n visual tokens each, at the input of a decoder layer.
+
+    Attributes:
+        hidden: [I, n, D] residual-stream states of the visual tokens, in sequence order.
+        keep: tokens the stage must return.
+        memory: dict kept per group over all stages of one prefill.
+        seeds: one whole number per image, a fingerprint of its pixels.
+        shape: the images' `VisualShape`.
+        projected: unrotated (queries [I, n, H * E], keys [I, P + n, Hkv * E]) of the layer at whose entry the stage
+            stands, where a score has asked for them and all images start at coordinate P; else None.
+    """
+
+    def __init__(self, run, group, keep: int, probe: int | None):
+        self._run, self._group, self._probe = run, group, probe
+        self.keep, self.memory, self.shape = keep, group.memory, group.plan.shape
+        self.seeds = [run.layout.spans[i].image.seed for i in group.images]
+        self.projected: tuple[Tensor, Tensor] | None = None
+        self._cached: dict[str, Tensor] = {}
+
+    @property
+    def count(self) -> int:
+        """n, visual tokens per image before the stage."""
+        return self._group.count
+
+    @property
+    def hidden(self) -> Tensor:
+        """[I, n, D] states of the visual tokens."""
+        return self._take(self._run.hidden, self._group.starts, self.count)
+
+    def received(self, mask: str = "causal") -> Tensor:
+        """[I, n] float32: attention each visual token receives from the visual queries (see `scores.received`)."""
+        key, hidden_keys = self._image_keys()
+        return scores.received(
+            self._cached["query"],
+            key,
+            self._attention.scaling,
+            hidden_keys,
+            mask,
+            self._run.chunk,
+            self._run.pruner.fused,
+        )
+
+    def keys(self) -> Tensor:
+        """[I, n, E] rotated keys of the visual tokens, mean over heads."""
+        return self._image_keys()[0][:, :, -self.count :].mean(dim=1)
+
+    def from_last_token(self) -> Tensor:
+        """[I, n] float32: attention of the prompt's last token to each visual token, mean over heads."""
+        return self._from_text(torch.ones(len(self._group.images), 1, dtype=torch.bool, device=self._device))[:, 0]
+
+    def from_suffix(self) -> tuple[Tensor, Tensor]:
+        """Attention of the text behind the image (see `suffix_mask`) to each visual token.
+
+        Returns:
+            ([I, S, n] float32 mean over heads, [I, S] bool: False for places beyond a shorter text).
+        """
+        wanted = self.suffix_mask()
+        return self._from_text(wanted), wanted
+
+    def suffix_hidden(self) -> tuple[Tensor, Tensor]:
+        """States of the text behind the image: ([I, S, D], [I, S] bool as in `from_suffix`)."""
+        wanted = self.suffix_mask()
+        return self._take(self._run.hidden, [e - wanted.shape[1] for e in self._ends], wanted.shape[1]), wanted
+
+    def suffix_mask(self) -> Tensor:
+        """[I, S] bool: which of the S coordinates before the prompt's end are text behind the image.
+
+        Where no text stands there, the prompt's last token, whatever it is, speaks for it.
+        """
+        group, run = self._group, self._run
+        longest = max(1, *(e - s - self.count for e, s in zip(self._ends, group.starts)))
+        out = torch.zeros(len(group.images), longest, dtype=torch.bool)
+        for i, (row, start, end) in enumerate(zip(group.rows, group.starts, self._ends)):
+            out[i, longest - (end - start - self.count) :] = True
+            for other_start, other_count in run.visual_blocks(row):
+                if other_start > start:
+                    low = other_start - end + longest
+                    out[i, max(low, 0) : max(low + other_count, 0)] = False
+            out[i, -1] |= not bool(out[i].any())
+        return out.to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._run.hidden.device
+
+    @property
+    def _attention(self):
+        return self._run.stack.layers[self._probe].self_attn
+
+    @property
+    def _ends(self) -> list[int]:
+        """Per image, the coordinate behind the last token of the prompt it belongs to."""
+        group, ends = self._group, self._run.layout.prompt_ends
+        out = []
+        for row, start in zip(group.rows, group.starts):
+            out.append(next((e for e in ends[row] if e >= start + self.count), self._run.lengths[row]))
+        return out
+
+    def _take(self, x: Tensor, starts: list[int], count: int) -> Tensor:
+        """Rows of x [B or 1, L, ...] at coordinates start … start+count-1 of each image: [I, count, ...]
+        (or [1, count, ...] where x has one row and the images are the rows of the batch).
+
+        Coordinates before a row's first token read its first column; callers mask them.
+        """
+        run, group = self._run, self._group
+        columns = [run.width - run.lengths[row] + start for row, start in zip(group.rows, starts)]
+        if len(set(columns)) == 1 and columns[0] >= 0 and (group.covers_batch or x.shape[0] == 1):
+            block = x[:, columns[0] : columns[0] + count]
+            return block if group.covers_batch else block.expand(len(group.images), *block.shape[1:])
+        at = torch.tensor(columns, device=x.device)[:, None] + torch.arange(count, device=x.device)
+        rows = torch.tensor(group.rows, device=x.device) if x.shape[0] > 1 else torch.zeros_like(at[:, 0])
+        return x[rows[:, None], at.clamp_(min=0)]
+
+    def _rope(self, starts: list[int], count: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self._run.rope
+        return self._take(cos, starts, count), self._take(sin, starts, count)
+
+    def _outside(self, starts: list[int], count: int) -> Tensor | None:
+        """[I, count] bool, True where start + j is before a row's first token; None where nowhere."""
+        if min(starts) >= 0:
+            return None
+        first = torch.tensor([-s for s in starts], device=self._device)
+        return torch.arange(count, device=self._device) < first[:, None]
+
+    def _past(self) -> tuple[Tensor, Tensor | None] | None:
+        """Cached keys of the probe layer before this pass, for the group's rows, and which of them are padding."""
+        run = self._run
+        if not run.past:
+            return None
+        rows = torch.tensor(self._group.rows, device=self._device)
+        layer = run.cache.layers[self._probe]
+        length = layer.keys.shape[-2] - (run.width if self._probe < run.layer else 0)
+        valid = run.cache.segment_of(self._probe).valid
+        return layer.keys[rows, :, :length], None if valid is None else ~valid[rows, :length]
+
+    def _with_past(self, key: Tensor, outside: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        past = self._past()
+        if past is None:
+            return key, outside
+        past_key, past_outside = past
+        if outside is not None or past_outside is not None:
+            none = [
+                torch.zeros(len(key), n, dtype=torch.bool, device=key.device) for n in (past_key.shape[2], key.shape[2])
+            ]
+            outside = torch.cat(
+                [none[0] if past_outside is None else past_outside, none[1] if outside is None else outside], dim=1
+            )
+        return torch.cat([past_key, key], dim=2), outside
+
+    def _image_keys(self) -> tuple[Tensor, Tensor | None]:
+        """Keys of everything a visual token may see: ([I, H, P + n, E], [I, P + n] bool True = padding, or None).
+
+        Text behind the image is never seen by a visual query, so it is not projected.
+        """
+        if "key" not in self._cached:
+            layer, group = self._run.stack.layers[self._probe], self._group
+            before = max(group.starts)
+            starts, count = [s - before for s in group.starts], before + self.count
+            attention, rope = layer.self_attn, self._rope(starts, count)
+            states = layer.input_layernorm(self._take(self._states(), starts, count))
+            keys, queries = attention.k_proj(states), attention.q_proj(states[:, before:])
+            if self._probe == self._run.layer and len(set(group.starts)) == 1:
+                self.projected = queries, keys
+            # Heads side by side in memory: else every chunk of a batch copies its keys to bring images and heads together.
+            key = scores.finish(attention, keys, rope, "k").contiguous()
+            tail = (rope[0][:, before:], rope[1][:, before:])
+            self._cached["query"] = scores.finish(attention, queries, tail, "q").contiguous()
+            self._cached["key"], self._cached["outside"] = self._with_past(key, self._outside(starts, count))
+        return self._cached["key"], self._cached["outside"]
+
+    def _states(self) -> Tensor:
+        """Input of the probe layer, [B, L, D]."""
+        return self._run.inputs[self._probe] if self._probe < self._run.layer else self._run.hidden
+
+    def _from_text(self, wanted: Tensor) -> Tensor:
+        """Attention of the last S coordinates before the prompt's end: wanted [I, S] bool -> [I, S, n] float32."""
+        group, layer, size = self._group, self._run.stack.layers[self._probe], wanted.shape[1]
+        ends, longest = self._ends, max(self._ends)
+        starts = [e - longest for e in ends]
+        outside = self._outside(starts, longest)
+        if self._probe < self._run.layer and self._run.cache is not None:
+            # Layer `probe` has just run: its rotated keys are in the cache, to be read instead of computed again.
+            cached = self._run.cache.layers[self._probe].keys[:, :, -self._run.width :]
+            key = self._take(cached.transpose(1, 2), starts, longest).transpose(1, 2)
+        else:
+            key = scores.project(layer, self._take(self._states(), starts, longest), self._rope(starts, longest), "k")
+        key, outside = self._with_past(key, outside)
+        tails = [e - size for e in ends]
+        query = scores.project(layer, self._take(self._states(), tails, size), self._rope(tails, size), "q")
+        total = key.shape[2]
+        at = torch.arange(total, device=key.device)
+        last = torch.arange(total - size, total, device=key.device)
+        visible = (at <= last[:, None]).expand(len(group.images), -1, -1)
+        if outside is not None:
+            visible = visible & ~outside[:, None]
+        # A place that is no token of the text may have nothing to look at; let it look anywhere, it is not used.
+        visible = visible | ~wanted[:, :, None]
+        weights = scores.attention_rows(query, key, layer.self_attn.scaling, visible, self._run.chunk)
+        firsts = [total - (e - s) for e, s in zip(ends, group.starts)]
+        if len(set(firsts)) == 1:
+            return weights[:, :, firsts[0] : firsts[0] + self.count]
+        columns = torch.tensor(firsts, device=key.device)[:, None] + torch.arange(self.count, device=key.device)
+        return weights.gather(2, columns[:, None].expand(-1, size, -1))
