@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-OLDEST, NEWEST = (5, 17), (5, 23)  # transformers: cache and mask interfaces agree in this range
+OLDEST, NEWEST = (5, 17), (5, 24)  # transformers: cache and mask interfaces agree in this range
 
 
 def check_versions() -> None:
@@ -10,18 +10,18 @@ def check_versions() -> None:
     try:
         version = metadata.version("transformers")
     except metadata.PackageNotFoundError:
-        raise ImportError("visiondrop needs transformers 5.17 … 5.23; run: pip install -r requirements.txt") from None
+        raise ImportError("visiondrop needs transformers 5.17 … 5.24; run: pip install -r requirements.txt") from None
     found = tuple(int(part) for part in version.split(".")[:2])
     if found < OLDEST:
         raise ImportError(
-            f"visiondrop needs transformers 5.17 … 5.23 and found {version}; run: pip install 'transformers>=5.17,<5.24'"
+            f"visiondrop needs transformers 5.17 … 5.24 and found {version}; run: pip install 'transformers>=5.17,<5.25'"
         )
     if found > NEWEST:
         import warnings
 
         warnings.warn(
-            f"visiondrop was tested with transformers 5.17 … 5.23, found {version}; if results look wrong, run: "
-            "pip install 'transformers<5.24'",
+            f"visiondrop was tested with transformers 5.17 … 5.24, found {version}; if results look wrong, run: "
+            "pip install 'transformers<5.25'",
             stacklevel=3,
         )
     check_torchvision()

@@ -19,6 +19,7 @@ import torch
 from transformers import DynamicCache
 
 import visiondrop
+from visiondrop.compat import CACHE
 from visiondrop.families import adapter_for
 from visiondrop.plans import flops
 from visiondrop.reuse.prefix import continue_prefix, encode_prefix
@@ -108,9 +109,9 @@ def _decoding(model, tokens: int, text: int, steps: int) -> dict[str, Candidate]
     images = {"images": pixels} if native else {"pixel_values": pixels}
     plain, pruned = DynamicCache(config=stack.config), DynamicCache(config=stack.config)
     with torch.inference_mode():
-        stack(inputs_embeds=torch.randn(1, text + tokens, stack.config.hidden_size), past_key_values=plain)
+        stack(inputs_embeds=torch.randn(1, text + tokens, stack.config.hidden_size), **{CACHE: plain})
         handle = visiondrop.apply(model, "visiondrop", tokens)
-        model(input_ids=ids, past_key_values=pruned, **images)
+        model(input_ids=ids, **{CACHE: pruned}, **images)
     token, pruner, undo = torch.tensor([[7]]), handle._pruner, handle.remove
 
     def on() -> None:
@@ -125,7 +126,7 @@ def _decoding(model, tokens: int, text: int, steps: int) -> dict[str, Candidate]
 
     def run(cache) -> None:
         for _ in range(steps):
-            model(input_ids=token, past_key_values=cache, use_cache=True)
+            model(input_ids=token, use_cache=True, **{CACHE: cache})
 
     return {
         "stock": Candidate(lambda: run(plain), off, steps),

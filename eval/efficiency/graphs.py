@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from llava.static.decode import room_for
 from llava.static.generate import Prompts, StaticGenerator, StaticPrompts
+from visiondrop.compat import CACHE
 
 from . import models
 from .phases import Bench, Case
@@ -43,7 +44,7 @@ def measure(model: nn.Module, cases: list[Case], batch: int, rounds: int, steps:
 
         def eager() -> None:
             cache = DynamicCache(config=model.config)
-            model(input_ids=ids, images=pixels, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+            model(input_ids=ids, images=pixels, logits_to_keep=1, **{CACHE: cache}).logits[:, -1:].argmax(-1)
 
         def replay(static=static) -> None:
             for number in range(1, steps + 1):

@@ -10,6 +10,7 @@ from transformers.masking_utils import create_causal_mask
 
 from llava.config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from visiondrop.compat import CACHE
 from visiondrop.plans.plan import Plan
 from visiondrop.plans.shape import VisualShape
 from visiondrop.stack.layout import Image, Layout, Span, padding_mask
@@ -150,10 +151,10 @@ def free_stack(
             positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
             rope = stack.rotary_emb(hidden, position_ids=positions)
             valid = padding_mask(_lengths(rows, hidden.shape[1], uneven), hidden.shape[1], hidden.device)
-            mask = create_causal_mask(model.config, hidden, attention_mask=valid, past_key_values=None)
+            mask = create_causal_mask(model.config, hidden, attention_mask=valid, **{CACHE: None})
             given = {"attention_mask": mask, "position_embeddings": rope, "position_ids": None}
             for layer in stack.layers[first:last]:
-                hidden = layer(hidden, past_key_values=cache, **given)
+                hidden = layer(hidden, **{CACHE: cache}, **given)
         return model.lm_head(stack.norm(hidden)[:, -1:])
 
     return run

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 import visiondrop
+from visiondrop.compat import CACHE
 from visiondrop.methods.registry import make_plan
 from visiondrop.plans.plan import Plan
 from visiondrop.plans.shape import VisualShape
@@ -115,7 +116,7 @@ class Bench:
         else:
             stack, head, more = self.model.model, self.model.lm_head, {"layout": self.layout()}
         cache = DynamicCache(config=stack.config)
-        out = stack(inputs_embeds=self.hidden, attention_mask=self.mask, past_key_values=cache, use_cache=True, **more)
+        out = stack(inputs_embeds=self.hidden, attention_mask=self.mask, use_cache=True, **{CACHE: cache}, **more)
         return cache, head(out.last_hidden_state[:, -1:])
 
     def decode(self, case: Case) -> Candidate:
@@ -134,7 +135,7 @@ class Bench:
         def run() -> None:
             token = self.token
             for _ in range(self.steps):
-                token = model(input_ids=token, past_key_values=held["cache"], use_cache=True).logits[:, -1:].argmax(-1)
+                token = model(input_ids=token, use_cache=True, **{CACHE: held["cache"]}).logits[:, -1:].argmax(-1)
 
         return Candidate(run, prepare, self.steps)
 

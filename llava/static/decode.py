@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from visiondrop.compat import CACHE
+
 from .replay import CompiledLayers, Notice, Replay, put
 
 ROOMS = (32, 128, 512, 2048, 8192, 32768)  # new tokens a step's attention reaches over
@@ -178,7 +180,7 @@ class Decoder:
         for i, layer in enumerate(stack.layers):
             if i in segments:
                 arguments = self._arguments(hidden, segments[i], columns(segments[i]))
-            hidden = layer(hidden, past_key_values=self.cache, use_cache=True, position_ids=None, **arguments)
+            hidden = layer(hidden, use_cache=True, position_ids=None, **{CACHE: self.cache}, **arguments)
         return stack.norm(hidden)
 
     def _arguments(self, hidden: Tensor, length: int, at: Tensor) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from visiondrop.compat import CACHE
 from visiondrop.errors import VisionDropError
 from visiondrop.reuse.prefix import Prefix
 from visiondrop.stack.layout import Layout, Span
@@ -196,7 +197,7 @@ class StaticPrompts(Static):
         spans = [Span(row, start, account) for row, account in enumerate(accounts)]
         layout = Layout(spans, [width] * rows, width, None, [[width] for _ in range(rows)])
         cache = decoder.cache.empty(model.config)
-        output = stack(inputs_embeds=hidden, past_key_values=cache, use_cache=True, layout=layout)
+        output = stack(inputs_embeds=hidden, use_cache=True, layout=layout, **{CACHE: cache})
         self._finish(output.last_hidden_state)
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from visiondrop.compat import CACHE, cache_in
+
 logger = logging.getLogger(__name__)
 WARM_UPS = 2
 MOST_SHAPES = 256  # compiled per function and process: lengths x batch sizes x rooms for new tokens
@@ -122,7 +124,7 @@ def _first_pass(layer: nn.Module, hidden: Tensor, mask: Tensor | None, cos: Tens
     new = _Catch()
     # Not through __call__: the layer's `forward` is what leads here.
     out = type(layer).forward(
-        layer, hidden, attention_mask=mask, position_embeddings=(cos, sin), position_ids=None, past_key_values=new
+        layer, hidden, attention_mask=mask, position_embeddings=(cos, sin), position_ids=None, **{CACHE: new}
     )
     return out, new.keys, new.values
 
@@ -133,7 +135,7 @@ def _step(
     """One layer on T new tokens per row, which are written into `keys` and `values`: [B, T, D]."""
     cache = _Catch(keys, values, at)
     return type(layer).forward(
-        layer, hidden, attention_mask=mask, position_embeddings=(cos, sin), position_ids=None, past_key_values=cache
+        layer, hidden, attention_mask=mask, position_embeddings=(cos, sin), position_ids=None, **{CACHE: cache}
     )
 
 
@@ -167,7 +169,7 @@ class CompiledLayers:
                 del layer.forward
 
     def _call(self, layer: nn.Module, index: int, hidden: Tensor, **given):
-        cache, handed_over = given.get("past_key_values"), layer.self_attn.q_proj._forward_pre_hooks
+        cache, handed_over = cache_in(given), layer.self_attn.q_proj._forward_pre_hooks
         if self.failed or cache is None or handed_over:
             return type(layer).forward(layer, hidden, **given)
         arguments = layer, hidden, given["attention_mask"], *given["position_embeddings"]

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava.model.builder import load_pretrained_model
-from tests.support.golden import golden_checkpoint as golden
 from tests.support import checkpoints, video_models
+from tests.support.golden import golden_checkpoint as golden
 from visiondrop.errors import VisionDropError
 
 LAYERS = 4

@@ -10,8 +10,8 @@ from llava.anyres import PINPOINTS
 from llava.config import LlavaConfig
 from llava.mm_utils import process_images
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from tests.support.golden import golden_checkpoint as golden
 from tests.support import models
+from tests.support.golden import golden_checkpoint as golden
 
 SIDE = 112  # 64 patches a crop: as 336 px, only quicker
 

@@ -5,8 +5,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig, VideoL
 
 from llava.config import LlavaConfig
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from tests.support.golden import golden_checkpoint as golden
 from tests.support import models
+from tests.support.golden import golden_checkpoint as golden
 
 SIDE, PATCHES, FRAMES = 112, 64, 8
 LENGTH = FRAMES * (PATCHES + 1)

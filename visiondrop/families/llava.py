@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..compat import cache_in, with_cache
 from ..errors import UnsupportedError, VisionDropError
 from ..plans.flops import ModelDims, model_dims
 from ..plans.shape import VisualShape
@@ -184,7 +185,7 @@ class HubLlavaAdapter:
             )
 
     def _refuse_labels(self, module, args, kwargs) -> None:
-        pruned = isinstance(kwargs.get("past_key_values"), PrunedCache) or self._given(kwargs)
+        pruned = isinstance(cache_in(kwargs), PrunedCache) or self._given(kwargs)
         if kwargs.get("labels") is not None and self.pruner.plan.active and pruned:
             raise UnsupportedError(
                 "labels cannot be matched to a pruned sequence, whose logits are those of the surviving positions; "
@@ -227,7 +228,7 @@ class HubLlavaAdapter:
 
     def _start(self, module, args, kwargs):
         """Before the stack: make the run, and keep the stack from building masks of unpruned size."""
-        hidden, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+        hidden, cache = kwargs["inputs_embeds"], cache_in(kwargs)
         self.run = None
         use_cache = kwargs.get("use_cache")
         if cache is None and (module.config.use_cache if use_cache is None else use_cache):
@@ -237,7 +238,7 @@ class HubLlavaAdapter:
         self.run = self.pruner.start(module, hidden, mask, kwargs.get("position_ids"), cache, layout)
         if self.run is None:
             return None
-        return args, {**kwargs, "past_key_values": cache, "attention_mask": ANY_4D}
+        return args, with_cache({**kwargs, "attention_mask": ANY_4D}, cache)
 
     def _enter(self, i: int, module, args, kwargs):
         if self.run is None:

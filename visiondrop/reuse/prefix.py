@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 
+from ..compat import CACHE
 from ..errors import UnsupportedError, VisionDropError
 from ..pruner import current_pruner
 from ..stack.cache import PrunedCache
@@ -94,7 +95,7 @@ def prefill(model: nn.Module, input_ids: Tensor, **inputs: Any) -> tuple[Dynamic
         input_ids: [R, T] as for `encode_prefix`; all rows have the same text and images of one size.
     """
     cache = DynamicCache(config=getattr(model.config, "text_config", model.config))
-    model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
+    model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **{CACHE: cache}, **inputs)
     plain = input_ids[0][input_ids[0] != PLACEHOLDER]
     ids = torch.full((1, cache.get_seq_length()), FILLER, dtype=torch.long, device=input_ids.device)
     ids[0, : len(plain)] = plain  # which ids have been seen is what logits processors may ask
@@ -122,7 +123,7 @@ def continue_prefix(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[in
     beams, returned = (settings.get(k) or getattr(config, k) or 1 for k in ("num_beams", "num_return_sequences"))
     cache = prefix.rows(len(ids) * max(beams, returned))
     # The library's own generate: the classes' overrides deal with images, and here is none.
-    out = GenerationMixin.generate(model, ids, attention_mask=mask, past_key_values=cache, use_cache=True, **settings)
+    out = GenerationMixin.generate(model, ids, attention_mask=mask, use_cache=True, **{CACHE: cache}, **settings)
     return out[:, ids.shape[1] :] if isinstance(out, Tensor) else out.sequences[:, ids.shape[1] :]
 
 
@@ -135,9 +136,9 @@ def next_logits(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[int]])
         input_ids=ids[:, prefix.length :],
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=prefix.rows(len(ids)),
         use_cache=True,
         logits_to_keep=1,
+        **{CACHE: prefix.rows(len(ids))},
     )
     return output.logits[:, -1]
 

@@ -5,7 +5,7 @@ Both front-ends (our own `llava/` classes and the hooks on transformers' classes
     run = pruner.start(stack, hidden, attention_mask, position_ids, cache, layout)
     for i, layer in enumerate(stack.layers):
         hidden, kwargs = run.enter(i, hidden)
-        hidden = layer(hidden, past_key_values=cache, **kwargs)
+        hidden = layer(hidden, cache=cache, **kwargs)
     run.close()
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from ..compat import CACHE
 from ..ops.report import Recorder
 from ..ops.selection import Selection, gather_rows
 from ..plans.plan import Plan, Stage
@@ -64,9 +65,9 @@ class _Run:
             config=self.stack.config,
             inputs_embeds=hidden,
             attention_mask=valid,
-            past_key_values=self.cache,
             position_ids=None,  # gaps in positions would be taken for packed sequences
             layer_idx=layer,
+            **{CACHE: self.cache},
         )
 
     def set_arguments(self, mask: Tensor | None, rope: tuple[Tensor, Tensor]) -> None:

@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM
 
 from llava.config import LlavaConfig
 from llava.constants import IMAGE_TOKEN_INDEX
+from visiondrop.compat import CACHE, cache_in, with_cache
 from visiondrop.errors import UnsupportedError, VisionDropError
 from visiondrop.stack.cache import PrunedCache
 from visiondrop.stack.layout import Layout
@@ -63,6 +64,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values=None,
+        cache=None,
         inputs_embeds: Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -79,6 +81,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             images: [N, 3, H, W] or N tensors [3, H, W], one per placeholder, row-major; LLaVA-NeXT: [N, crops, 3, H, W]
                 or N tensors [crops, 3, H, W]; Video-LLaVA: a list of images [3, H, W] and videos [3, frames, H, W].
             image_sizes: (width, height) of the original images; needed by LLaVA-NeXT only.
+            past_key_values, cache: two names of the same argument (transformers 5.24 prefers the second).
             labels: as in `LlamaForCausalLM`, only while nothing is pruned.
             layout: made by `generate`; leave it out.
 
@@ -86,8 +89,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             `CausalLMOutputWithPast`; logits [B, L', V] of the surviving positions, padded on the left, so that
             `logits[:, -1]` belongs to each row's last token.
         """
+        cache = past_key_values if cache is None else cache
         if images is not None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past = 0 if cache is None else cache.get_seq_length()
             prompt = self.expand_prompt(input_ids, attention_mask, images, labels, past, image_sizes)
             layout = Layout.build(prompt.ordinals[:, past:], prompt.mask[:, past:], prompt.images)
             if self.pruner is not None:
@@ -101,17 +105,17 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
                 f"0 images for {int((input_ids == IMAGE_TOKEN_INDEX).sum())} <image> placeholders (id "
                 f"{IMAGE_TOKEN_INDEX}): give images=..., one per placeholder"
             )
-        self._refuse_labels(labels, layout, past_key_values)
+        self._refuse_labels(labels, layout, cache)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
             layout=layout,
+            **{CACHE: cache},
             **kwargs,
         )
 
@@ -148,7 +152,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         answers = None if self.static is None else self.static.generate(input_ids, images, image_sizes, **kwargs)
         if answers is not None:
             return answers
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
+        if cache is not None:
+            kwargs = with_cache(kwargs, cache)
         past = cache.get_seq_length() if cache is not None else 0
         mask = kwargs.pop("attention_mask", None)
         prompt = self.expand_prompt(input_ids, mask, images, past=past, image_sizes=image_sizes)

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from visiondrop.compat import CACHE
 from visiondrop.stack.layout import Layout
 
 
@@ -30,6 +31,7 @@ class PrunedLlamaModel(LlamaModel):
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values=None,
+        cache=None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         layout: Layout | None = None,
@@ -43,31 +45,32 @@ class PrunedLlamaModel(LlamaModel):
         Returns:
             `last_hidden_state` [B, L', D] of the surviving positions, padded on the left.
         """
+        cache = past_key_values if cache is None else cache
         if self.pruner is not None:
             if inputs_embeds is None:
                 inputs_embeds, input_ids = self.embed_tokens(input_ids), None
             use_cache = self.config.use_cache if use_cache is None else use_cache
-            if use_cache and past_key_values is None:
-                past_key_values = DynamicCache(config=self.config)
-            run = self.pruner.start(self, inputs_embeds, attention_mask, position_ids, past_key_values, layout)
+            if use_cache and cache is None:
+                cache = DynamicCache(config=self.config)
+            run = self.pruner.start(self, inputs_embeds, attention_mask, position_ids, cache, layout)
             if run is not None:
-                return self.staged(run, inputs_embeds, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
+                return self.staged(run, inputs_embeds, cache=cache, use_cache=use_cache, **kwargs)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{CACHE: cache},
             **kwargs,
         )
 
     @merge_with_config_defaults
     @capture_outputs
-    def staged(self, run, hidden: Tensor, past_key_values=None, use_cache: bool | None = None, **kwargs):
+    def staged(self, run, hidden: Tensor, cache=None, use_cache: bool | None = None, **kwargs):
         """The loop with stages; `run` decides what each layer sees."""
         for i, layer in enumerate(self.layers):
             hidden, arguments = run.enter(i, hidden)
-            hidden = layer(hidden, past_key_values=past_key_values, use_cache=use_cache, **arguments, **kwargs)
+            hidden = layer(hidden, use_cache=use_cache, **{CACHE: cache}, **arguments, **kwargs)
         run.close()
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **{CACHE: cache})

@@ -1,0 +1,23 @@
+"""The one name that differs within the supported range of transformers: the argument that holds the cache.
+
+transformers 5.24 renamed `past_key_values` to `cache` in every forward, mask function and output, and warns of the old
+name.  Callers of ours may use either; what we call gets the one it knows.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+
+CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
+NAMES = ("cache", "past_key_values")
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """The cache among keyword arguments, under whichever name, or None."""
+    return next((arguments[name] for name in NAMES if arguments.get(name) is not None), None)
+
+
+def with_cache(arguments: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """The keyword arguments with `cache` under the name that the installed transformers knows."""
+    return {**{name: value for name, value in arguments.items() if name not in NAMES}, CACHE: cache}
