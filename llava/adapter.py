@@ -49,7 +49,7 @@ class NativeAdapter:
 
         def undo() -> None:
             put(None)
-            self.model.static = None
+            self.model.__dict__.pop("static", None)  # the class says None
 
         return undo
 

@@ -1,20 +1,30 @@
 #!/usr/bin/env bash
-# Makes the environment .venv in the repository, or brings it up to date.  Run: bash scripts/setup.sh
-# Another interpreter that already has everything: PYTHON=/path/to/python bash scripts/...
+# Makes the environment .venv in the repository from the lock requirements.txt, or brings it up to date.
+# Run: bash scripts/setup.sh            Another base interpreter: BASE_PYTHON=/path/to/python3 bash scripts/setup.sh
+# An environment that already has everything: PYTHON=/path/to/python bash scripts/...
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=.venv
-wanted=$(cat requirements.txt requirements-nodeps.txt | cksum)
+base="${BASE_PYTHON:-python3}"
+if ! command -v "$base" >/dev/null; then
+    echo "error: $base was not found; install Python 3.10 to 3.13, or name one: BASE_PYTHON=/path/to/python3" >&2
+    exit 2
+fi
+if ! "$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'; then
+    echo "error: $base is $("$base" -V); the lock holds for Python 3.10 to 3.13: BASE_PYTHON=/path/to/python3" >&2
+    exit 2
+fi
+wanted="$(cksum < requirements.txt) $("$base" -c 'import sys; print(sys.version_info[:2])')"
 if [ -f "$venv/installed" ] && [ "$(cat "$venv/installed")" = "$wanted" ]; then
     exit 0
 fi
-if ! command -v "${BASE_PYTHON:-python3}" >/dev/null; then
-    echo "error: python3 was not found; install Python 3.10 or newer, or name one: BASE_PYTHON=/path/to/python3" >&2
-    exit 2
-fi
 echo "Installing into $venv (about 2 GB; 2-3 minutes once) ..."
-"${BASE_PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt
+rm -rf "$venv"
+"$base" -m venv "$venv"
+install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
+# torch first, with its own dependencies: a machine with a GPU gets the CUDA companions that torch pins, a CPU build none.
+"${install[@]}" "$(grep -E '^torch==' requirements.txt)"
+# Then everything that is locked.  The lock is complete, so nothing may bring dependencies of its own.
+"${install[@]}" --no-deps -r requirements.txt
 echo "$wanted" > "$venv/installed"

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import visiondrop
 from eval.efficiency.memory import LiveBytes
 from eval.efficiency.models import build, crops, stack_input
-from visiondrop.ops import selection
+from visiondrop.ops import merge, selection
 from visiondrop.stack import passes as run
 from visiondrop.stack.projections import KnownProjections
 
@@ -119,8 +119,8 @@ def test_memory_grows_linearly():
 def test_merging_in_blocks_is_merging(monkeypatch):
     hidden, metric = torch.randn(2, 300, 16), torch.randn(2, 300, 8)
     dominant = selection.top_k(torch.randn(2, 300), 40)
-    whole = selection.merge(hidden, metric, dominant, 20)
-    monkeypatch.setattr(selection, "JOIN_CELLS", 1000)
-    blocks = selection.merge(hidden, metric, dominant, 20)
+    whole = merge.merge(hidden, metric, dominant, 20)
+    monkeypatch.setattr(merge, "JOIN_CELLS", 1000)
+    blocks = merge.merge(hidden, metric, dominant, 20)
     assert torch.equal(whole.assignment, blocks.assignment) and torch.equal(whole.merged, blocks.merged)
     assert (whole.value - blocks.value).abs().max() <= 1e-5
