@@ -35,6 +35,7 @@ from eval.results.answers import reason
 from eval.scoring import judge, scores
 from llava.anyres import LAYOUTS, check_layout
 from visiondrop.cli import add_method_arguments, method_options
+from visiondrop.doctor import require_evaluation
 from visiondrop.errors import command_line
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -82,6 +83,7 @@ def prepare(args: argparse.Namespace) -> Settings:
     Raises:
         VisionDropError: an argument, the data, the checkpoint or an output place is not usable.
     """
+    require_evaluation()
     rank, world = launch.world()
     benchmark = benchmarks.get(args.benchmark, args.protocol)
     benchmark.check_limit(args.limit)

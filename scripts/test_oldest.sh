@@ -3,6 +3,7 @@
 # changing it.  Run: bash scripts/test_oldest.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/_core_tests.sh
 if [ -z "${PYTHON:-}" ]; then
     bash scripts/setup.sh
     PYTHON=.venv/bin/python
@@ -15,5 +16,4 @@ if [ ! -f "$overlay/installed" ]; then
     touch "$overlay/installed"
 fi
 export OMP_NUM_THREADS=1 PYTHONPATH="$PWD/$overlay"
-exec "$PYTHON" -m pytest -q -p no:cacheprovider "${@:-tests/visiondrop/test_exactness.py}" tests/visiondrop/test_fidelity.py \
-    tests/visiondrop/test_limits.py tests/llava/test_surface.py tests/llava/test_loading.py tests/visiondrop/test_methods_traces.py
+exec "$PYTHON" -m pytest -q -p no:cacheprovider "$@" "${CORE[@]}"

@@ -16,6 +16,7 @@ from eval import benchmarks
 from eval.errors import EvaluationError
 from eval.files import ROOT
 from eval.results import rows
+from visiondrop.doctor import require_evaluation
 from visiondrop.errors import command_line
 
 BENCHMARK = "testbed_quick"
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", help="another checkpoint of the testbed, e.g. one trained longer")
     parser.add_argument("--limit", type=int, help="only the first N questions (for tests)")
     args = parser.parse_args(argv)
+    require_evaluation()
     model = args.model or benchmarks.get(BENCHMARK, "offline").default_model
     more = ["--model", model] + ([] if args.limit is None else ["--limit", str(args.limit)])
     found = [run(method, tokens, args.out, args.runs, more) for method, tokens in compared(args.tokens)]

@@ -9,6 +9,7 @@ import argparse
 import json
 from typing import Any
 
+from . import doctor
 from .api import plan
 from .demo.ask import ask
 from .errors import VisionDropError, command_line
@@ -96,6 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="one JSON object instead of text")
     one.set_defaults(run=command_plan)
 
+    commands.add_parser("doctor", help="is this environment fit to run: part by part, with the fix").set_defaults(
+        run=lambda arguments: doctor.main()
+    )
     commands.add_parser("methods", help="the methods and their options").set_defaults(run=command_methods)
 
     one = commands.add_parser("ask", help="answer a question about an image")

@@ -209,7 +209,7 @@ def test_what_would_be_computed_wrongly_is_refused(native, hub):
     with pytest.raises(visiondrop.VisionDropError, match="LlavaForConditionalGeneration"):
         visiondrop.apply(torch.nn.Linear(2, 2), tokens=64)
     with pytest.raises(visiondrop.VisionDropError, match="report=True"):
-        visiondrop.apply(native, tokens=64).report
+        _ = visiondrop.apply(native, tokens=64).report
     visiondrop.apply(native, method="none").remove()
 
 

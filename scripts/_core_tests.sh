@@ -1,0 +1,3 @@
+# Sourced: CORE, the tests of the core and of llava/ that every supported transformers must pass.
+CORE=(tests/visiondrop/test_exactness.py tests/visiondrop/test_fidelity.py tests/visiondrop/test_limits.py
+    tests/visiondrop/test_methods_traces.py tests/llava/test_surface.py tests/llava/test_loading.py)
