@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import conv_templates
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_model_name_from_path, open_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.prompts import prompt_of
 from llava.static.generate import StaticGenerator
 from visiondrop.errors import VisionDropError
 from visiondrop.families import register
@@ -98,10 +98,7 @@ class Loaded:
 
     def inputs(self, image: Any, question: str) -> dict[str, Any]:
         """Arguments of `generate` for one question about one PIL image, in the checkpoint's conversation template."""
-        template = conv_templates[template_of(self.model.config)].copy()
-        template.append_message(template.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{question}")
-        template.append_message(template.roles[1], None)
-        ids = tokenizer_image_token(template.get_prompt(), self.tokenizer, return_tensors="pt")[None]
+        ids = tokenizer_image_token(prompt_of(self.model.config, question), self.tokenizer, return_tensors="pt")[None]
         pixels = process_images([image], self.image_processor, self.model.config)
         device = self.model.device
         return {"input_ids": ids.to(device), "images": pixels.to(device), "image_sizes": [image.size]}
@@ -119,6 +116,4 @@ def load(path: str, dtype: torch.dtype) -> Loaded:
     return Loaded(model, tokenizer, image_processor)
 
 
-def template_of(config: Any) -> str:
-    """Name of the conversation template a checkpoint asks for, `vicuna_v1` where it asks for none."""
-    return getattr(config, "conversation_template", None) or "vicuna_v1"
+__all__ = ["Loaded", "NativeAdapter", "load", "open_image", "prompt_of"]

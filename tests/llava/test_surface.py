@@ -1,6 +1,7 @@
 """Prompts, ids and pixels of `llava/`, each against a restatement that shares no code with it."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ from llava.mm_utils import (
     tokenizer_image_token,
 )
 from llava.model.builder import CLIPImageProcessorPil
+from llava.prompts import prompt_of, template_of
 from tests.support.checkpoints import CLIP_MEAN, CLIP_STD
 from tests.support.small_tokenizer import raw_sentencepiece, write_tokenizer
 from visiondrop.errors import VisionDropError
+from visiondrop.reuse import session
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -67,10 +70,80 @@ def conversation(template, *turns):
             "[/INST] Ho </s>"
             "<s>[INST] So? [/INST]",
         ),
+        (
+            "mistral_instruct",
+            ("<image>\nHi", "Ho", "So?", None),
+            "[INST] <image>\nHi [/INST] Ho </s>[INST] So? [/INST]",
+        ),
+        (
+            "chatml_direct",
+            ("<image>\nHi", "Ho", "So?", None),
+            "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nHi<|im_end|>"
+            "<|im_start|>assistant\nHo<|im_end|><|im_start|>user\nSo?<|im_end|><|im_start|>assistant\n",
+        ),
+        (
+            "llava_llama_3",
+            ("<image>\nHi ", None),
+            "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. You are "
+            "able to understand the visual content that the user provides, and assist the user with a variety of tasks "
+            "using natural language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nHi<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
     ],
 )
 def test_prompt_strings(template, turns, expected):
     assert conversation(template, *turns).get_prompt() == expected
+
+
+@pytest.mark.parametrize(
+    "fields, template",
+    [
+        ({"vocab_size": 32_000}, "vicuna_v1"),
+        ({"vocab_size": 32_064, "model_type": "mistral"}, "mistral_instruct"),
+        ({"vocab_size": 64_000}, "chatml_direct"),
+        ({"vocab_size": 64_064}, "chatml_direct"),
+        ({"vocab_size": 128_320}, "llava_llama_3"),
+        ({"vocab_size": 128_256, "conversation_template": "llava_v1"}, "llava_v1"),
+    ],
+)
+def test_the_template_follows_the_checkpoint(fields, template):
+    own = SimpleNamespace(**fields)
+    hub = SimpleNamespace(
+        conversation_template=fields.pop("conversation_template", None), text_config=SimpleNamespace(**fields)
+    )
+    assert template_of(own) == template_of(hub) == template
+    expected = conversation(template, "<image>\nWhat?", None).get_prompt()
+    assert prompt_of(own, "What?") == prompt_of(hub, "What?") == expected
+
+
+def test_an_unknown_template_is_named():
+    with pytest.raises(VisionDropError, match="'vicuna' in the model.*vicuna_v1"):
+        template_of(SimpleNamespace(conversation_template="vicuna", vocab_size=1))
+
+
+@pytest.mark.parametrize("template", [name for name in conv_templates if name != "plain"])
+@pytest.mark.parametrize("hub", [False, True])
+def test_encode_asks_the_same_ids_as_a_whole_prompt(template, hub, tmp_path, monkeypatch):
+    write_tokenizer(tmp_path, "model")
+    tokenizer, seen = load_tokenizer(tmp_path), {}
+    model = torch.nn.Module()
+    model.config = (
+        SimpleNamespace(conversation_template=template, text_config=SimpleNamespace(vocab_size=1))
+        if hub
+        else SimpleNamespace(conversation_template=template)
+    )
+
+    class Adapter:
+        def inputs(self, ids, image, processor):
+            seen["before"] = ids
+            return {}
+
+    monkeypatch.setattr(session, "adapter_for", lambda model: Adapter())
+    monkeypatch.setattr(session, "encode_prefix", lambda model, **inputs: None)
+    found = session.encode(model, None, tokenizer=tokenizer)
+    whole = conversation(template, "<image>\nWhat is red?", None).get_prompt()
+    ids = [*seen["before"], IMAGE_TOKEN_INDEX, *found._ids("What is red?")]
+    assert ids == tokenizer_image_token(whole, tokenizer)
 
 
 def test_copies_do_not_share_turns():

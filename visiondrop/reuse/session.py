@@ -16,15 +16,10 @@ from torch import Tensor, nn
 
 from ..api import apply
 from ..errors import UnsupportedError, VisionDropError
-from ..families import adapter_for
+from ..families import adapter_for, loader
 from ..pruner import current_pruner
 from .prefix import Prefix, continue_prefix, encode_prefix, next_logits, refuse_text_guided
 from .store import PrefixStore, fingerprint
-
-PROMPT = (  # LLaVA-1.5's conversation "vicuna_v1"
-    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the human's questions. USER: <image>\n{question} ASSISTANT:"
-)
 
 
 class Session:
@@ -97,7 +92,7 @@ def encode(
     *,
     tokenizer: Any = None,
     image_processor: Any = None,
-    prompt: str = PROMPT,
+    prompt: str | None = None,
     ids: Sequence[int] | None = None,
     method: str | None = None,
     tokens: int | None = None,
@@ -111,7 +106,8 @@ def encode(
         image: a PIL image, or preprocessed pixels [3, H, W] (or [1, 3, H, W]); Video-LLaVA: also a video's, [3,
             frames, H, W] (`llava.video.load_video`).
         tokenizer, image_processor: the model's; the second is not needed for pixels.
-        prompt: text with one `<image>` and, behind it, `{question}`.
+        prompt: text with one `<image>` and, behind it, `{question}`; by default the conversation template of the
+            checkpoint (`llava.prompts`), the same that `ask` and the evaluation use.
         ids: in place of the prompt's text before the image, its ids; then no tokenizer is needed, see `Session.ask`.
         method, tokens, options: applied first, as `visiondrop.apply` does; left out, what is applied stays.
         store: holds the result, and gives it back for the same image, prompt and method.
@@ -120,6 +116,8 @@ def encode(
         UnsupportedError: the method is text-guided.
     """
     _apply_once(model, method, tokens, options)
+    if prompt is None:
+        prompt = loader().prompt_of(model.config, "{question}")
     before, placeholder, behind = prompt.partition("<image>")
     if not placeholder or "{question}" not in behind or "<image>" in behind:
         raise VisionDropError(f"prompt {prompt!r}: it must hold one <image> and, behind it, {{question}}")
