@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llava.checkpoints.read import read_checkpoint
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_model_name_from_path, open_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.prompts import prompt_of
 from llava.static.generate import StaticGenerator
 from visiondrop.errors import VisionDropError
@@ -116,4 +118,14 @@ def load(path: str, dtype: torch.dtype) -> Loaded:
     return Loaded(model, tokenizer, image_processor)
 
 
-__all__ = ["Loaded", "NativeAdapter", "load", "open_image", "prompt_of"]
+def shape_of(path: str) -> VisualShape:
+    """An ordinary image of a checkpoint, without building its model: the weights stay on the disk.
+
+    Raises VisionDropError for what is missing or damaged in the folder.
+    """
+    config = read_checkpoint(path).config
+    with torch.device("meta"):
+        return LlavaLlamaForCausalLM(config).visual_shape()
+
+
+__all__ = ["Loaded", "NativeAdapter", "load", "open_image", "prompt_of", "shape_of"]

@@ -5,10 +5,14 @@ from importlib import metadata
 import pytest
 from PIL import Image, ImageDraw
 
+from llava import adapter
 from tests.support.checkpoints import write_original
 from visiondrop import _versions
 from visiondrop.__main__ import main
+from visiondrop.demo import ask as demo
+from visiondrop.demo.checks import check_output
 from visiondrop.demo.show import CELL, MARGIN
+from visiondrop.errors import VisionDropError
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,46 @@ def test_each_mistake_is_one_sentence(arguments, words, checkpoint, photo, capsy
     assert ask(*[part for pair in complete.items() for part in pair]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ") and words in message
+
+
+BEFORE_LOADING = [
+    (["--show", "kept.xyz"], "'.xyz'"),
+    (["--show", "kept"], "''; use .png"),
+    (["--show", "kept.xbm"], "no colour picture"),  # PIL writes it in black and white only
+    (["--show", "no/such/folder/kept.png"], "writable folder"),
+    (["--image", "absent.png"], "absent.png"),
+    (["--method", "fastvv"], "did you mean 'fastv'"),
+    (["--option", "merg=off"], "no option 'merg'"),
+    (["--option", "merge=perhaps"], "merge"),
+    (["--tokens", "900"], "1 … 576"),
+    (["--tokens", "12", "--method", "fastv"], "not reachable"),
+    (["--question", "  "], "what is to be asked"),
+    (["--max-new-tokens", "0"], "at least 1"),
+    (["--model", "no/such/folder"], "no/such/folder"),
+]
+
+
+@pytest.mark.parametrize("arguments, words", BEFORE_LOADING)
+def test_whatever_can_be_checked_is_checked_before_the_model_is_loaded(
+    arguments, words, checkpoint, photo, capsys, monkeypatch
+):
+    monkeypatch.setattr(adapter, "load", lambda *_: pytest.fail("the model was loaded"))
+    given = {"--image": photo, "--model": checkpoint, "--tokens": "64", "--question": "What is red?"}
+    given |= dict(zip(arguments[::2], arguments[1::2]))
+    assert main(["ask", *[part for pair in given.items() for part in pair]]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ") and words in message
+
+
+def test_a_python_caller_s_dtype_is_checked_too(checkpoint, photo):
+    with pytest.raises(VisionDropError, match="'float8': .*float16, bfloat16"):
+        demo.ask(photo, "What?", checkpoint, "visiondrop", 64, {}, dtype="float8")
+
+
+@pytest.mark.parametrize("ending", ["png", "PNG", "jpg", "webp", "pdf", "bmp", "tiff", "gif"])
+def test_endings_that_can_be_written_pass(ending, tmp_path):
+    check_output(str(tmp_path / f"kept.{ending}"))
+    assert not list(tmp_path.iterdir())  # tried in memory
 
 
 @pytest.mark.parametrize(

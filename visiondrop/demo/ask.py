@@ -1,14 +1,12 @@
 """One question about one image: the answer, tokens per layer, time, and a picture of what was kept."""
 
-import os
 import time
 
 import torch
 
 from ..api import apply
-from ..errors import VisionDropError
 from ..families import loader
-from ..methods.registry import check_options
+from .checks import check_budget, check_output, check_request
 from .show import draw
 
 
@@ -25,6 +23,8 @@ def ask(
 ) -> str:
     """Load `model`, apply the method, print answer, ledger and time; draw the kept patches into `show`.
 
+    Whatever can be refused is refused before the model is loaded.
+
     Args:
         image: file; model: folder or hub id of a LLaVA checkpoint; options: of the method.
         dtype: "auto" is float16 on an accelerator and float32 on a CPU.
@@ -32,10 +32,11 @@ def ask(
     Returns:
         The answer.
     """
+    check_request(question, method, options, max_new_tokens, dtype)
     if show is not None:
-        _check_writable(show)
-    check_options(method, options)
+        check_output(show)
     picture = loader().open_image(image)
+    check_budget(model, method, tokens, options)
     precision = {"auto": "float16" if torch.cuda.is_available() else "float32"}.get(dtype, dtype)
     loaded = loader().load(model, getattr(torch, precision))
     inputs = loaded.inputs(picture, question)
@@ -53,10 +54,3 @@ def ask(
             draw(picture, handle.report, loaded.grid, show)
             print(f"kept patches drawn into {show}")
     return answer
-
-
-def _check_writable(path: str) -> None:
-    """Refuse an output that cannot be written before the model is loaded."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
-        raise VisionDropError(f"--show {path}: cannot write there; give a file in an existing, writable folder")
