@@ -10,6 +10,7 @@ class LlavaConfig(LlamaConfig):
         vision_config: the tower's `CLIPVisionConfig` (or its dict), filled in by the loader.
         mm_image_tower, mm_video_tower: Video-LLaVA's two towers, in place of `mm_vision_tower`; `vision_config` then is
             that of the former and `video_config` (with `num_frames`, `add_time_attn`) that of the latter.
+        conversation_template: name of the prompt template it was trained with; None: see `llava.prompts.template_of`.
     """
 
     model_type = "llava_llama"
@@ -25,6 +26,7 @@ class LlavaConfig(LlamaConfig):
     mm_patch_merge_type: str | None = "flat"
     image_aspect_ratio: str | None = "pad"
     image_grid_pinpoints: list | None = None
+    conversation_template: str | None = None
     tokenizer_model_max_length: int | None = None
     unfreeze_mm_vision_tower: bool = False
     vision_config: dict | PreTrainedConfig | None = None

@@ -74,6 +74,11 @@ class Conversation:
         turns = (f"{role}: {text}{ends[i % 2]}" if text else f"{role}:" for i, (role, text) in enumerate(self.messages))
         return self.system + ends[0] + "".join(turns)
 
+    @property
+    def stop(self) -> str:
+        """What the model writes at the end of its turn."""
+        return self.sep2 if self.sep2 is not None else self.sep
+
     def _llama_2_prompt(self):
         """Person's turns in [INST] tags, the system sentence inside the first; the opening `sep` is left to the
         tokenizer's bos.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import transformers
-from transformers import CLIPVisionConfig
+from transformers import CLIPVisionConfig, MistralConfig
 
 from llava.checkpoints import video as video_checkpoint
 from llava.checkpoints.video import is_video
@@ -20,7 +20,8 @@ from llava.checkpoints.weights import read_weights
 from llava.config import LlavaConfig
 from visiondrop.errors import UnsupportedError, VisionDropError
 
-MODEL_TYPES = ("llava", "llava_llama", "llava_next", "video_llava")
+MODEL_TYPES = ("llava", "llava_llama", "llava_mistral", "llava_next", "video_llava")
+DECODERS = ("llama", "mistral")  # Mistral without its window computes what LLaMA computes, under the same names
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 
 # Names of either layout -> ours. Original names pass through, except that the level `vision_model.` may be absent
@@ -192,13 +193,13 @@ def read_json(path):
 
 
 def check_model_type(raw, folder):
-    """Refuse what is not a LLaVA over LLaMA with a plain CLIP tower."""
+    """Refuse what is not a LLaVA over LLaMA, Mistral or Yi (LLaMA under another name) with a plain CLIP tower."""
     model_type = raw.get("model_type")
     if model_type not in MODEL_TYPES:
         raise UnsupportedError(
             f"config.json in {str(folder)!r} has model_type {model_type!r}; supported are "
             f"{', '.join(map(repr, MODEL_TYPES))} "
-            "(LLaVA over LLaMA)."
+            "(LLaVA over LLaMA or Mistral)."
         )
     if raw.get("mm_use_im_start_end"):
         raise UnsupportedError(
@@ -213,7 +214,25 @@ def original_config(raw):
         raise UnsupportedError(
             "config.json names no mm_vision_tower, so this is a plain language model; give a LLaVA checkpoint."
         )
-    return LlavaConfig(**_ASSUMED | _plain(raw))
+    fields = _ASSUMED | _plain(raw)
+    if raw.get("model_type") == "llava_mistral":
+        fields = _as_llama(fields, fields.get("sliding_window", MistralConfig.sliding_window))
+    return LlavaConfig(**fields)
+
+
+def _as_llama(fields, window):
+    """The settings of a Mistral as those of a LLaMA, asked by Mistral's template unless they name another.
+
+    window: of its attention. Raises UnsupportedError where there is one: the scores' masks and ours are causal only.
+    """
+    if window is not None:
+        raise UnsupportedError(
+            f"This checkpoint's decoder has a sliding window of {window} tokens, which is not supported; LLaVA's "
+            'checkpoints switch it off: where prompts and answers stay shorter, write "sliding_window": null into its '
+            "config.json."
+        )
+    kept = {key: value for key, value in fields.items() if key != "sliding_window"}
+    return {"conversation_template": "mistral_instruct"} | kept
 
 
 def hub_config(raw):
@@ -227,10 +246,10 @@ def hub_config(raw):
     hub_class = transformers.LlavaNextConfig if is_next else transformers.LlavaConfig
     hub = hub_class(**{key: value for key, value in raw.items() if key not in _BOOKKEEPING})
     text, vision = hub.text_config, hub.vision_config
-    if text.model_type != "llama" or vision.model_type != "clip_vision_model":
+    if text.model_type not in DECODERS or vision.model_type != "clip_vision_model":
         raise UnsupportedError(
-            f"This checkpoint joins {text.model_type!r} with {vision.model_type!r}; supported is 'llama' with "
-            "'clip_vision_model'."
+            f"This checkpoint joins {text.model_type!r} with {vision.model_type!r}; supported is 'llama' or "
+            "'mistral' with 'clip_vision_model'."
         )
     if (
         not isinstance(hub.vision_feature_layer, int)
@@ -243,6 +262,10 @@ def hub_config(raw):
             "and LLaVA-NeXT, which is the one supported."
         )
     kept = {key: value for key, value in text.to_dict().items() if key not in _BOOKKEEPING}
+    if raw.get("conversation_template"):
+        kept["conversation_template"] = raw["conversation_template"]
+    if text.model_type == "mistral":
+        kept = _as_llama(kept, text.sliding_window)
     pictures = {"image_aspect_ratio": "pad"}
     if is_next:
         pinpoints = [[width, height] for height, width in hub.image_grid_pinpoints]

@@ -16,7 +16,9 @@ from transformers.utils import is_accelerate_available, is_bitsandbytes_availabl
 
 from llava.checkpoints.read import check_complete, read_checkpoint
 from llava.checkpoints.tokenizer import load_tokenizer
+from llava.conversation import SeparatorStyle, conv_templates
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.prompts import template_of
 from visiondrop.errors import VisionDropError
 
 logger = logging.get_logger(__name__)
@@ -48,7 +50,7 @@ def load_pretrained_model(
     low_cpu_mem_usage=None,
     **unknown,
 ):
-    """Load a LLaVA-over-LLaMA checkpoint in original or hub layout.
+    """Load a checkpoint of LLaVA over LLaMA (Vicuna, Llama 3, Yi) or Mistral in original or hub layout.
 
     Args:
         model_path: folder or hub id.
@@ -284,4 +286,19 @@ def _generation_config(folder, model, tokenizer):
     config.max_length = None
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
+    _end_with_the_turn(config, model, tokenizer)
     return config
+
+
+def _end_with_the_turn(config, model, tokenizer):
+    """Let `generate` stop at the token that ends a turn where that is not the end of a text: Yi's <|im_end|>, Llama 3's
+    <|eot_id|>. The original stops at the string. `config` changes in place.
+    """
+    conversation = conv_templates[template_of(model.config)]
+    if conversation.sep_style not in (SeparatorStyle.MPT, SeparatorStyle.LLAMA_3):
+        return
+    index = tokenizer.convert_tokens_to_ids(conversation.stop)
+    known = config.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    if index is not None and index != tokenizer.unk_token_id and index not in ends:
+        config.eos_token_id = [*ends, index]

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import VisionDropError
+from ..errors import UnsupportedError, VisionDropError
 
 LOADER = "llava.adapter"  # the module whose `load` opens checkpoints by path or id, named so that nothing here needs it
 _ADAPTERS: dict[str, Callable[[nn.Module], Any]] = {}
@@ -33,7 +33,16 @@ def adapter_for(model: nn.Module) -> Any:
 
     Raises:
         VisionDropError: no adapter is registered for its class; the message names those that are.
+        UnsupportedError: its decoder has a sliding window, which scores and masks of a pruned stack do not have.
     """
+    config = getattr(model, "config", None)
+    window = getattr(getattr(config, "text_config", None) or config, "sliding_window", None)
+    if window is not None:
+        raise UnsupportedError(
+            f"the decoder of this {type(model).__name__} has a sliding window of {window} tokens, and pruning scores and "
+            "masks without one; where prompts and answers stay shorter, set model.config.text_config.sliding_window = "
+            "None first, as LLaVA's own Mistral checkpoints do"
+        )
     for kind in type(model).__mro__:
         if kind.__name__ in _ADAPTERS:
             return _ADAPTERS[kind.__name__](model)
