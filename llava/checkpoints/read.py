@@ -227,9 +227,9 @@ def _as_llama(fields, window):
     """
     if window is not None:
         raise UnsupportedError(
-            f"This checkpoint's decoder has a sliding window of {window} tokens, which is not supported; LLaVA's "
-            'checkpoints switch it off: where prompts and answers stay shorter, write "sliding_window": null into its '
-            "config.json."
+            f"This checkpoint's decoder is a 'mistral' with a sliding window of {window} tokens, which is not supported; "
+            "supported are 'llama' and 'mistral' without one, as in LLaVA's own checkpoints. Where prompts and answers stay "
+            'shorter than the window, write "sliding_window": null into its config.json.'
         )
     kept = {key: value for key, value in fields.items() if key != "sliding_window"}
     return {"conversation_template": "mistral_instruct"} | kept
