@@ -21,7 +21,7 @@ cpu)
     "$PYTHON" -m eval.efficiency memory --out "$out"
     ;;
 gpu)
-    # performance.md §2: LLaVA-1.5 576 -> 64 and LLaVA-NeXT-like 2880 -> 320, at the full size of the 7B model.
+    # The two rows of the paper's Table 4: LLaVA-1.5 576 -> 64 and LLaVA-NeXT-like 2880 -> 320, at the full size of the 7B model.
     out=$folder/gpu.jsonl
     if ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
         echo "error: torch finds no CUDA card here; run this on a machine with one, or 'cpu' in place of 'gpu'" >&2

@@ -15,7 +15,7 @@ from visiondrop.plans.plan import Plan
 from visiondrop.plans.shape import VisualShape
 from visiondrop.stack.layout import Image, Layout, Span, padding_mask
 
-BEFORE, AFTER = 35, 28  # text tokens before and behind the image (performance.md §1)
+BEFORE, AFTER = 35, 28  # text tokens before and behind the image (what Table 4 implies)
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 CLIP_TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = {

@@ -1,7 +1,7 @@
 """The least time a plan can take on a machine whose two rates were measured: arithmetic and memory.
 
 Per layer the larger of FLOPs / arithmetic rate and weight bytes / memory rate; causal attention, head on the last
-position, tower up to its feature layer (`performance.md` §2).
+position, tower up to its feature layer.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """POPE as LLaVA-1.5's eval_pope.py scores it, for the task pope_llava.
 
 The paper prints one POPE number and does not say which statistic it is; LLaVA's script prints accuracy, precision,
-recall and F1 for each category, and papers usually report the mean of the three F1 (field.md A2).
+recall and F1 for each category, and papers usually report the mean of the three F1.
 """
 
 CATEGORIES = ("random", "popular", "adversarial")

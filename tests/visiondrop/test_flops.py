@@ -121,7 +121,7 @@ def schedule(counts: tuple[int, ...], shape: VisualShape) -> Plan:
 
 
 def test_anchors_of_the_convention():
-    """performance.md §1, at the token counts printed beside them."""
+    """Worked out by hand from the widths of CLIP-L and LLaMA-7B, at the token counts printed beside them."""
     assert flops.tower(DIMS, 576, 24, 1) == 381918216192
     assert schedule((96, 70, 52, 38), VisualShape()).ledger().flops == 2.107249573888e12
     assert schedule((480, 350, 260, 190), NEXT).ledger().flops == 7.172489592832e12
@@ -149,7 +149,7 @@ def test_text_is_pinned_by_the_unpruned_row():
     assert values == pytest.approx([9.050, 9.064, 9.078], abs=5e-4)
 
 
-# performance.md §1 at the settings printed there; budgets whose settings differ on the method pages (FastV at 64 keeps
+# TFLOPs worked out by hand from the convention at these settings; budgets whose settings differ in configs/methods (FastV at 64 keeps
 # 30, SparseVLM's recycled tokens are counted) are asked for by explicit settings or left out.
 PRINTED = [  # method, shape, tokens, options, TFLOPs
     *[("visiondrop", None, t, {}, f) for t, f in {192: 3.866, 128: 2.984, 64: 2.107, 32: 1.671}.items()],

@@ -75,7 +75,7 @@ def test_pyramiddrop_ranks_with_the_next_layer(model, dense):
 
 
 def test_sparsevlm_first_stage_by_loops(model, dense):
-    """Raters, scores, kept tokens, clusters and means of `sparsevlm.md` §2-5, one number at a time."""
+    """Raters, scores, kept tokens, clusters and means as docs/methods/sparsevlm.md says, one number at a time."""
     attention, states = dense
     visual, text = states[0][FIRST:LAST].double(), states[0][LAST:].double()
     fit = (visual @ text.T).softmax(1).mean(0)
@@ -105,7 +105,7 @@ def test_sparsevlm_first_stage_by_loops(model, dense):
 
 
 def naive_density_peaks(points, clusters, noise):
-    """`sparsevlm.md` §5.3 by loops, in float64."""
+    """Density-peak clustering as docs/methods/sparsevlm.md says, by loops, in float64."""
     m, width = len(points), len(points[0])
     distance = [[math.sqrt(((a - b) ** 2).sum() / width) for b in points] for a in points]
     density = [
@@ -156,7 +156,7 @@ def test_sparsevlm_noise_follows_the_image_and_the_seed(model):
 
 
 def naive_diverse(features, pool, count):
-    """`vispruner.md` §4 by loops, in float64."""
+    """Removal of near-duplicates as docs/methods/vispruner.md says, by loops, in float64."""
     unit = [f / np.linalg.norm(f) for f in features]
     while len(pool) > count:
         even, odd = pool[::2], pool[1::2]
@@ -326,7 +326,7 @@ def test_score_masks_change_the_choice_but_not_with_the_question(model, method):
             assert answers[0] == answers[1]
             kept[mask] = answers[0]
     assert kept["causal"] != kept["queries"] != kept["bidirectional"] != kept["causal"]
-    # The causal score favours early patches (`visiondrop.md` §3); dividing by the queries that see a key undoes that.
+    # The causal score favours early patches, which more queries see; dividing by the queries that see a key undoes that.
     first = -3 if method == "visiondrop" else 0
     assert np.mean(kept["causal"][first]) < np.mean(kept["queries"][first])
 

@@ -137,7 +137,8 @@ def test_the_third_party_setting_with_four_stages_has_its_documented_sizes():
 
 
 def test_noise_decides_between_sparsevlm_clusters(model):
-    """The comparison above could have failed: other noise gives other logits at budget 64 (`sparsevlm.md` §9)."""
+    """The comparison above could have failed: other noise gives other logits at budget 64 (a lone
+    or doubled nearest neighbour makes equal densities, which only the noise tells apart)."""
     trace = dict(np.load(FOLDER / "sparsevlm-v1.5_64_0.npz"))
     ids, pictures = torch.tensor([models.prompt()]), models.pixels(0)
     zero = [torch.zeros(len(trace[f"s{s}_noise"])) for s in (1, 2, 3)]

@@ -10,7 +10,7 @@ import visiondrop
 from visiondrop.plans.schedule import geometric, scale_layers, segment_lengths
 from visiondrop.plans.shape import VisualShape
 
-# visiondrop.md §4: encoder pair and stage pairs; the first row is the authors' own.
+# configs/methods/visiondrop.yaml: encoder pair and stage pairs; the first row is the authors' own.
 SCHEDULES = {
     32: [(42, 6), (30, 5), (22, 4), (16, 3)],
     64: [(84, 12), (61, 9), (45, 7), (33, 5)],

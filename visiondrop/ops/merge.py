@@ -9,7 +9,8 @@ JOIN_CELLS = 1 << 20  # most candidate x reference similarities held at once
 
 
 def merge(hidden: Tensor, metric: Tensor, dominant: Tensor, contextual: int) -> Selection:
-    """Keep the dominant tokens and merge all others into `contextual` tokens (Reduce, `visiondrop.md` §1).
+    """Keep the dominant tokens and merge all others into `contextual` tokens (the reduction that
+    every stage of VisionDrop shares).
 
     References stand at a uniform stride in the non-dominant tokens; every other one joins the reference with the
     largest cosine of metrics (ties to the earlier).  A contextual token is its reference *plus* the mean of its

@@ -60,7 +60,7 @@ def canvas_place(ids: Tensor, patches: int, columns: Tensor | int) -> Tensor:
 
 
 def sequence_order(ids: Tensor, dominant: int, patches: int, grids: Sequence[tuple[int, int]] | None) -> Tensor:
-    """The LLM's order of the rows that leave an encoder stage (`visionzip.md` §3, `vispruner.md` §6).
+    """The LLM's order of the rows that leave an encoder stage, as VisionZip and VisPruner put them together.
 
     With a grid: the base picture's rows as they are, the tiles' dominant patches in raster order of the stitched
     canvas, the tiles' [CLS] in tile order, the tiles' contextual rows tile by tile.  Without one (a single picture, or

@@ -1,6 +1,6 @@
 """FastV (Chen et al., ECCV 2024): after K full layers, keep the visual tokens the prompt's last token looks at.
 
-Source: `pkunlp-icler/FastV`, variant "static cache" (`fastv.md` §2-3): scores are one row of layer K-1's own attention
+Source: `pkunlp-icler/FastV`, variant "static cache" (docs/methods/fastv.md): scores are one row of layer K-1's own attention
 (post-softmax, mean over heads), survivors keep their original positions, nothing is ranked again while decoding.
 The paper's text averages over all queries; the code, followed here, takes the last token only.
 Budgets by (K * N + (L - K) * keep) / L with K = 2 of 32 layers: keep 166 / 98 / 30 of 576 for 192 / 128 / 64.

@@ -1,6 +1,6 @@
 """PyramidDrop (Xing et al., CVPR 2025): visual tokens are dropped in stages, by what the prompt's last token looks at.
 
-Source: `Cooperx521/PyramidDrop` (`pyramiddrop.md` §2): before a stage's layer r runs, the last prompt token's attention
+Source: `Cooperx521/PyramidDrop` (docs/methods/pyramiddrop.md): before a stage's layer r runs, the last prompt token's attention
 row of layer r itself (its norm, q, k; rotary at current positions; softmax over the whole sequence; mean over heads)
 ranks the visual tokens; stage s keeps int(N * ratio_s) of the original N; positions are renumbered; nothing merges.
 Budgets as the author answered (PyramidDrop#29): layers [2, 8, 16] of 32, ratios 1, λ, λ², λ³ with the wanted mean.

@@ -1,6 +1,6 @@
 """SparseVLM v1.5 (Zhang et al., ICML 2025): text tokens that fit the image rate it; part of the pruned is recycled.
 
-Source: `Gumpest/SparseVLMs`, branch v1.5 (`sparsevlm.md` §2-6).  Once, on the input embeddings: raters = text tokens
+Source: `Gumpest/SparseVLMs`, branch v1.5 (docs/methods/sparsevlm.md).  Once, on the input embeddings: raters = text tokens
 behind the image whose share of the image's attention is above the mean.  After layers 2, 6 and 15 of 32: the raters'
 attention in that layer ranks the visual tokens; a table says how many are kept; the best 30 % of the others are
 clustered by density peaks, and every cluster's mean goes on as one token.  Positions are renumbered.

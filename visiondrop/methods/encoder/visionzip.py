@@ -1,6 +1,6 @@
 """VisionZip (Yang et al., CVPR 2025): after the encoder, [CLS]'s favourites stay and the rest merge into a few tokens.
 
-Source: `JIA-Lab-research/VisionZip`, the LLaVA code (`visionzip.md` §1): the same encoder stage as VisionDrop's, which
+Source: `JIA-Lab-research/VisionZip`, the LLaVA code (docs/methods/visionzip.md): the same encoder stage as VisionDrop's, which
 copied it, and nothing in the decoder.  `dominant` counts [CLS]; a contextual token is reference + mean.
 Budgets: 27 dominant to 5 contextual (54 + 10 is given for 64; 162 + 30, 108 + 20 and 27 + 5 follow).
 """

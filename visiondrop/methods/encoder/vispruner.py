@@ -1,10 +1,11 @@
 """VisPruner (Zhang et al., ICCV 2025): after the encoder, patches [CLS] attends to plus patches unlike one another.
 
-Source: `Theia-4869/VisPruner` (`vispruner.md` §2-5): of T tokens per unit int(T * important_ratio) are the most
+Source: `Theia-4869/VisPruner` (docs/methods/vispruner.md): of T tokens per unit int(T * important_ratio) are the most
 attended; the others are what is left of the rest after near-duplicates are removed, eight at a time.  No merging, no
 [CLS], raster order.  Beyond the original, which crashes there: a pool of odd length puts its extra member on the even
 side, and a pass removes no more members than that side has.  Similarities are float32 in every dtype (the original's
-follow the tower's): the diverse half is chaotic at float precision (`vispruner.md` §8).
+follow the tower's): the diverse half is chaotic at float precision, as one flipped order among near-equal similarities
+changes every later even-odd split.
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 After the encoder by [CLS] attention, then before decoder layers at 1/4, 1/2 and 3/4 of the depth by the attention
 visual tokens receive from visual queries, scored with the next layer's own projections.  Follows the released code
-where it differs from the paper (`visiondrop.md` §5: merged token = reference + mean, causal mask in the score).
+where it differs from the paper (merged token = reference + mean, causal mask in the score; all points: docs/methods/visiondrop.md).
 """
 
 import math
