@@ -48,7 +48,7 @@ class Conversation:
     sep2: str | None = None
     version: str = "unknown"
 
-    def append_message(self, role, message):
+    def append_message(self, role: str, message: str | None) -> None:
         """Add a turn. `role` is one of `self.roles`, `message` a string, or None for the answer to come."""
         if message is not None and not isinstance(message, str):
             raise VisionDropError(
@@ -57,7 +57,7 @@ class Conversation:
             )
         self.messages.append([role, message])
 
-    def get_prompt(self):
+    def get_prompt(self) -> str:
         """The whole conversation as one string, ready for `llava.mm_utils.tokenizer_image_token`."""
         if self.sep_style is SeparatorStyle.LLAMA_2:
             return self._llama_2_prompt()
@@ -97,7 +97,7 @@ class Conversation:
             prompt += f"{self.sep}[INST] {text} [/INST]"
         return prompt.removeprefix(self.sep)
 
-    def copy(self):
+    def copy(self) -> "Conversation":
         """An independent conversation with the same template and turns."""
         return deepcopy(self)
 

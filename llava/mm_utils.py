@@ -9,6 +9,7 @@ import io
 import os
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ _DECODING_ERRORS = (
 _PLAIN_ASPECT_RATIOS = (None, "square", "original")
 
 
-def open_image(source):
+def open_image(source: Any) -> Image.Image:
     """An RGB PIL image, upright, whatever was stored.
 
     source: a path, the bytes of an image file, an open binary file, or a PIL image. Greyscale (8 and 16 bit), CMYK,
@@ -100,7 +101,7 @@ def _to_rgb(image, name="an image"):
         ) from error
 
 
-def expand2square(image, background_color):
+def expand2square(image: Image.Image, background_color: Any) -> Image.Image:
     """`image` centred on a square of its longer side; a square image is returned unchanged.
 
     background_color: colour of the border in the mode of `image`, for RGB a tuple of three integers 0..255.
@@ -114,7 +115,9 @@ def expand2square(image, background_color):
     return square
 
 
-def process_images(images, image_processor, model_cfg):
+def process_images(
+    images: list[Image.Image], image_processor: Any, model_cfg: Any
+) -> torch.Tensor | list[torch.Tensor]:
     """Pixel values for the vision tower.
 
     images: list of PIL images; image_processor: a CLIP image processor; model_cfg: a config whose `image_aspect_ratio`
@@ -147,7 +150,9 @@ def _clip_pixels(image, image_processor):
     return image_processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
 
 
-def tokenizer_image_token(prompt, tokenizer, image_token_index=IMAGE_TOKEN_INDEX, return_tensors=None):
+def tokenizer_image_token(
+    prompt: str, tokenizer: Any, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
+) -> list[int] | torch.Tensor:
     """Token ids of `prompt` with one `image_token_index` per `<image>`.
 
     The pieces between placeholders are tokenised separately, each from its beginning, as in the original; a
@@ -165,7 +170,7 @@ def tokenizer_image_token(prompt, tokenizer, image_token_index=IMAGE_TOKEN_INDEX
     return torch.tensor(ids, dtype=torch.long) if return_tensors else ids
 
 
-def get_model_name_from_path(model_path):
+def get_model_name_from_path(model_path: str | os.PathLike) -> str:
     """Last part of a path or hub id; a trainer's `checkpoint-N` folder takes its parent's name along
     ("run_checkpoint-N").
     """
@@ -181,13 +186,13 @@ class KeywordsStoppingCriteria(StoppingCriteria):
     the first call, after one new token.
     """
 
-    def __init__(self, keywords, tokenizer, input_ids=None):
+    def __init__(self, keywords: list[str], tokenizer: Any, input_ids: torch.Tensor | None = None):
         self.keywords = list(keywords)
         self.tokenizer = tokenizer
         self._prompt_length = None
         self._last_length = None
 
-    def __call__(self, input_ids, scores, **kwargs):
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """input_ids [B, N] -> bool [B], true where the sequence is finished."""
         length = input_ids.shape[1]
         if self._last_length is None or length <= self._last_length:  # a new call of generate

@@ -7,6 +7,7 @@ them (`model.language_model.layers...`).
 """
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ class Checkpoint:
     stored_dtype: str | None
 
 
-def read_checkpoint(model_path, config_file=None):
+def read_checkpoint(model_path: str | os.PathLike, config_file: str | os.PathLike | None = None) -> Checkpoint:
     """Read a checkpoint of either layout.
 
     model_path: a folder or a hub id; config_file: a JSON file to use in place of the checkpoint's config.json.
@@ -139,7 +140,7 @@ def _plain(raw):
     return {key: value for key, value in raw.items() if key not in _BOOKKEEPING}
 
 
-def resolve_folder(name, what):
+def resolve_folder(name: str | os.PathLike, what: str) -> Path:
     """Local folder of `name`, a path or a hub id (downloaded into, or found in, the hub's cache). `what` names it in
     errors.
     """
@@ -177,7 +178,7 @@ def _download(hub_id, what):
     return folder
 
 
-def read_json(path):
+def read_json(path: Path) -> dict:
     """The object in a JSON file; raises VisionDropError where it is missing or damaged."""
     if not path.is_file():
         raise VisionDropError(
@@ -192,7 +193,7 @@ def read_json(path):
     return content
 
 
-def check_model_type(raw, folder):
+def check_model_type(raw: dict, folder: Path) -> None:
     """Refuse what is not a LLaVA over LLaMA, Mistral or Yi (LLaMA under another name) with a plain CLIP tower."""
     model_type = raw.get("model_type")
     if model_type not in MODEL_TYPES:
@@ -208,7 +209,7 @@ def check_model_type(raw, folder):
         )
 
 
-def original_config(raw):
+def original_config(raw: dict) -> LlavaConfig:
     """LlavaConfig of an original config.json; `vision_config` is still whatever the file held, usually nothing."""
     if not raw.get("mm_vision_tower"):
         raise UnsupportedError(
@@ -235,7 +236,7 @@ def _as_llama(fields, window):
     return {"conversation_template": "mistral_instruct"} | kept
 
 
-def hub_config(raw):
+def hub_config(raw: dict) -> LlavaConfig:
     """LlavaConfig with the meaning of a transformers LlavaConfig or LlavaNextConfig.
 
     LLaVA-1.5's pictures are padded to a square (`image_aspect_ratio` "pad") although the hub's processors crop them,
@@ -288,7 +289,7 @@ def hub_config(raw):
     )
 
 
-def to_our_names(weights):
+def to_our_names(weights: dict) -> dict:
     """The same tensors under our parameter names, without buffers that are computed."""
     renamed = {}
     for name, tensor in weights.items():
@@ -356,7 +357,7 @@ def _tower_weights(folder):
     return weights
 
 
-def check_complete(expected, weights, folder):
+def check_complete(expected: dict, weights: dict, folder: Path) -> None:
     """Raise VisionDropError unless `weights` holds every parameter in its shape; nothing may be left to random
     initialisation.
 

@@ -8,11 +8,12 @@ SentencePiece itself, and a tokenizer rebuilt from `tokenizer.json` gets the mar
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
 from tokenizers import normalizers, pre_tokenizers
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizer
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizer, PreTrainedTokenizerBase
 
 from visiondrop.errors import VisionDropError
 
@@ -112,7 +113,7 @@ def _sentencepiece(model_proto):
     return processor
 
 
-def load_tokenizer(folder):
+def load_tokenizer(folder: str | os.PathLike) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder, with a pad token and, unless its config says otherwise, padding on the
     left.
 

@@ -6,6 +6,7 @@ model is built.
 """
 
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -24,7 +25,7 @@ _SHARD = re.compile(r"(?:model|pytorch_model)-(\d+)-of-(\d+)\.(?:safetensors|bin
 _FETCH_AGAIN = "download it again"
 
 
-def weight_files(folder):
+def weight_files(folder: str | os.PathLike) -> list[Path]:
     """Paths of the weight files of `folder`, in order; VisionDropError where there are none or some are absent."""
     folder = Path(folder)
     for single, index in _NAMES:
@@ -85,7 +86,7 @@ def _incomplete_files(folder):
     return [path for place in places if place.is_dir() for path in sorted(place.glob("*.incomplete"))]
 
 
-def read_weights(folder):
+def read_weights(folder: str | os.PathLike) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint folder by the names they have on disk, memory-mapped on the CPU where the format
     allows.
 

@@ -9,8 +9,11 @@ release 1.2.2): hub-layout checkpoints load too, a machine without an accelerato
 and `model_base` (unmerged LoRA and projector-only checkpoints) is refused.
 """
 
+import os
+from typing import Any
+
 import torch
-from transformers import BitsAndBytesConfig, GenerationConfig
+from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedTokenizerBase
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available, is_flash_attn_2_available, logging
 
@@ -31,25 +34,25 @@ _STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load_pretrained_model(
-    model_path,
-    model_base=None,
-    model_name=None,
-    load_8bit=False,
-    load_4bit=False,
-    device_map="auto",
-    device="cuda",
-    torch_dtype=None,
-    attn_implementation=None,
-    use_flash_attn=False,
+    model_path: str | os.PathLike,
+    model_base: str | None = None,
+    model_name: str | None = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: Any = "auto",
+    device: Any = "cuda",
+    torch_dtype: Any = None,
+    attn_implementation: str | None = None,
+    use_flash_attn: bool = False,
     *,
-    dtype=None,
-    customized_config=None,
-    max_memory=None,
-    offload_folder=None,
-    multimodal=None,
-    low_cpu_mem_usage=None,
-    **unknown,
-):
+    dtype: Any = None,
+    customized_config: str | os.PathLike | None = None,
+    max_memory: dict | None = None,
+    offload_folder: str | os.PathLike | None = None,
+    multimodal: Any = None,
+    low_cpu_mem_usage: Any = None,
+    **unknown: Any,
+) -> tuple[PreTrainedTokenizerBase, LlavaLlamaForCausalLM, CLIPImageProcessorPil, int]:
     """Load a checkpoint of LLaVA over LLaMA (Vicuna, Llama 3, Yi) or Mistral in original or hub layout.
 
     Args:
