@@ -27,7 +27,7 @@ from eval import benchmarks
 from eval.benchmarks import data
 from eval.driver import evaluate, launch
 from eval.driver.settings import Settings, number
-from eval.errors import EvaluationError
+from eval.errors import EvaluationError, reach_of
 from eval.files import ROOT
 from eval.models.tower_memory import TowerMemory
 from eval.results import fingerprint, rows
@@ -36,7 +36,7 @@ from eval.scoring import judge, scores
 from llava.anyres import LAYOUTS, check_layout
 from visiondrop.cli import add_method_arguments, method_options
 from visiondrop.doctor import require_evaluation
-from visiondrop.errors import command_line
+from visiondrop.errors import VisionDropError
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
@@ -83,7 +83,7 @@ def prepare(args: argparse.Namespace) -> Settings:
     Raises:
         VisionDropError: an argument, the data, the checkpoint or an output place is not usable.
     """
-    require_evaluation()
+    _check_environment()
     rank, world = launch.world()
     benchmark = benchmarks.get(args.benchmark, args.protocol)
     benchmark.check_limit(args.limit)
@@ -136,6 +136,13 @@ def prepare(args: argparse.Namespace) -> Settings:
     return settings
 
 
+def _check_environment() -> None:
+    try:
+        require_evaluation()
+    except VisionDropError as error:
+        raise EvaluationError(str(error), "batch") from None
+
+
 def _judge(benchmark: benchmarks.Benchmark, url: str | None, model: str | None) -> "judge.Judge | None":
     """The judge that was named, or None for benchmarks without one; nothing is sent."""
     if not benchmark.judged:
@@ -158,7 +165,7 @@ def _check_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise EvaluationError(
-            f"output folder {folder} cannot be written: {reason(error)}; choose another --runs"
+            f"output folder {folder} cannot be written: {reason(error)}; choose another --runs", "batch"
         ) from None
 
 
@@ -187,7 +194,7 @@ def _placement(args: argparse.Namespace) -> tuple[str, str]:
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" and not torch.cuda.is_available():
-        raise EvaluationError(f"--device {device} was given and torch finds no card; use --device cpu")
+        raise EvaluationError(f"--device {device} was given and torch finds no card; use --device cpu", "batch")
     dtype = args.dtype if args.dtype != "auto" else ("float32" if device == "cpu" else "float16")
     return device, dtype
 
@@ -200,7 +207,7 @@ def locked(folder: Path) -> Iterator[None]:
         stream = open(folder / "lock", "w")
     except OSError as error:
         raise EvaluationError(
-            f"run folder {folder} cannot be written: {reason(error)}; choose another --runs"
+            f"run folder {folder} cannot be written: {reason(error)}; choose another --runs", "batch"
         ) from None
     with stream:
         try:
@@ -357,34 +364,47 @@ def _member(settings: Settings) -> None:
     evaluate.run(settings)
 
 
-@command_line
-def main(argv: list[str] | None = None, memory: TowerMemory | None = None) -> int:
-    """Exit code: 0 done, 2 refused or failed (one sentence on stderr), 130 interrupted.
+def attempt(argv: list[str] | None = None, memory: TowerMemory | None = None) -> tuple[int, str]:
+    """Do what the command line asks for.
 
     Args:
         memory: what the vision tower made of pictures, shared by the runs of one process (figures/reproduce/many.py).
+
+    Returns:
+        (exit code, how far an error reaches or ""): 0 done, 2 refused or failed (one sentence on stderr), 130 interrupted.
     """
     args = parser().parse_args(argv)
-    rank, world = launch.world()
     try:
-        settings = prepare(args)
-        if world > 1 and args.force:
-            raise EvaluationError(f"--force does not work inside a launcher: remove {settings.folder} by hand first")
-        if rank > 0:
-            _member(settings)
-            return 0
-        with locked(settings.folder):
-            row = start(settings, args.force, memory)
-            print(summary(row, settings.folder))
-            record(settings, row)
+        _run(args, memory)
+    except VisionDropError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2, reach_of(error)
     except OSError as error:
         where = error.filename or "a file"
         print(f"error: {where}: {reason(error)}; the answers stored so far are kept", file=sys.stderr)
-        return 2
+        return 2, reach_of(error)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where this stopped", file=sys.stderr)
-        return 130
-    return 0
+        return 130, ""
+    return 0, ""
+
+
+def _run(args: argparse.Namespace, memory: TowerMemory | None) -> None:
+    rank, world = launch.world()
+    settings = prepare(args)
+    if world > 1 and args.force:
+        raise EvaluationError(f"--force does not work inside a launcher: remove {settings.folder} by hand first")
+    if rank > 0:
+        return _member(settings)
+    with locked(settings.folder):
+        row = start(settings, args.force, memory)
+        print(summary(row, settings.folder))
+        record(settings, row)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 refused or failed (one sentence on stderr), 130 interrupted."""
+    return attempt(argv)[0]
 
 
 if __name__ == "__main__":

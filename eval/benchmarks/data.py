@@ -80,13 +80,14 @@ def fingerprint_of(benchmark: Benchmark, data: Path | None) -> str:
     if data is None:
         return "hub"
     if not data.is_dir():
-        raise EvaluationError(f"--data {data} is not a folder")
+        raise EvaluationError(f"--data {data} is not a folder", "batch")
     paths = list(dict.fromkeys(source.path for source in benchmark.data))
     for path in paths:
         if not (data / path).is_dir():
             raise EvaluationError(
                 f"--data {data} holds no {path}, which {benchmark.title} needs: put the data set there (parquet files "
-                "and a README.md that names them, as on the hub), or leave --data out to fetch it"
+                "and a README.md that names them, as on the hub), or leave --data out to fetch it",
+                "benchmark",
             )
     return "-".join(fingerprint.of_folder(data / path) for path in paths)
 
@@ -124,13 +125,15 @@ def _check_hub(path: str) -> None:
     if (Path.cwd() / path).is_dir():
         raise EvaluationError(
             f"the working directory holds a folder {path}, which would be read instead of the hub's data set: "
-            "name it with --data . or start elsewhere"
+            "name it with --data . or start elsewhere",
+            "benchmark",
         )
     owner, _, name = path.rpartition("/")
     cached = (Path(_cache_folder()) / f"{owner}___{camelcase_to_snakecase(name)}").is_dir()
     if not cached and huggingface_hub.constants.HF_HUB_OFFLINE:
         raise EvaluationError(
-            f"data set {path} is not in the cache and HF_HUB_OFFLINE forbids fetching it: use --data DIR"
+            f"data set {path} is not in the cache and HF_HUB_OFFLINE forbids fetching it: use --data DIR",
+            "benchmark",
         )
     try:
         huggingface_hub.HfApi().dataset_info(path, timeout=20)
@@ -138,18 +141,21 @@ def _check_hub(path: str) -> None:
         pass
     except HfHubHTTPError as error:
         raise EvaluationError(
-            f"the hub refuses data set {path} ({str(error).splitlines()[0]}): set HF_TOKEN or use --data DIR"
+            f"the hub refuses data set {path} ({str(error).splitlines()[0]}): set HF_TOKEN or use --data DIR",
+            "benchmark",
         ) from None
     except Exception as error:  # the HTTP client's own connection errors differ between hub versions
         if not cached:
             raise EvaluationError(
                 f"data set {path} cannot be fetched, there is no network ({type(error).__name__}): "
-                "give a folder that holds it with --data DIR"
+                "give a folder that holds it with --data DIR",
+                "benchmark",
             ) from None
     if huggingface_hub.get_token() is None:
         raise EvaluationError(
             "lmms-eval asks for a hub token even for public data sets: set HF_TOKEN (a read token is enough), "
-            "or use --data DIR"
+            "or use --data DIR",
+            "batch",
         )
 
 
@@ -164,24 +170,27 @@ def _check_source(benchmark: Benchmark, source: DataSource, data: Path | None) -
         loaded = datasets.load_dataset(source.path, source.config, cache_dir=_cache_folder())
     except Exception as error:  # pyarrow, fsspec, yaml and datasets each raise their own kinds
         raise EvaluationError(
-            f"{named}{where} cannot be loaded: {_first_line(error)}; check its files and README.md"
+            f"{named}{where} cannot be loaded: {_first_line(error)}; check its files and README.md",
+            "benchmark",
         ) from None
     finally:
         if bars:
             datasets.utils.logging.enable_progress_bar()
     if source.split not in loaded:
         raise EvaluationError(
-            f"{named}{where} has no split {source.split!r}, which {benchmark.task} needs; it has {', '.join(loaded)}"
+            f"{named}{where} has no split {source.split!r}, which {benchmark.task} needs; it has {', '.join(loaded)}",
+            "benchmark",
         )
     split = loaded[source.split]
     missing = [c for c in source.columns if c not in split.column_names]
     if missing:
         raise EvaluationError(
             f"{named}{where}, split {source.split}: column {', '.join(missing)} is missing, which "
-            f"{benchmark.task} reads; it has {', '.join(split.column_names)}"
+            f"{benchmark.task} reads; it has {', '.join(split.column_names)}",
+            "benchmark",
         )
     if len(split) == 0:
-        raise EvaluationError(f"{named}{where}, split {source.split}: there is no row")
+        raise EvaluationError(f"{named}{where}, split {source.split}: there is no row", "benchmark")
     if data is not None:
         return "local"
     revisions = {m[1] for url in (split.info.download_checksums or {}) if (m := re.search(r"@([0-9a-f]{40})/", url))}

@@ -26,7 +26,7 @@ from typing import Any
 from eval import benchmarks
 from eval.benchmarks import data
 from eval.driver.settings import Settings
-from eval.errors import EvaluationError
+from eval.errors import EvaluationError, reach_of
 from eval.models.tower_memory import TowerMemory
 from eval.results.answers import reason
 from visiondrop.errors import VisionDropError
@@ -50,9 +50,9 @@ def run(settings: Settings, memory: TowerMemory | None = None) -> None:
         if rank == 0:
             _write(settings, results, lm)
     except VisionDropError as error:
-        raise EvaluationError(str(error)) from error
+        raise EvaluationError(str(error), reach_of(error)) from error
     except Exception as error:
-        raise EvaluationError(_explain(error, folder, rank)) from error
+        raise EvaluationError(_explain(error, folder, rank), reach_of(error)) from error
 
 
 def _explain(error: Exception, folder: Path, rank: int) -> str:
@@ -186,7 +186,8 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise EvaluationError(
-            f"cannot write {path}: {reason(error)}; nothing is lost, make room and start the same command again"
+            f"cannot write {path}: {reason(error)}; nothing is lost, make room and start the same command again",
+            reach_of(error),
         ) from None
     part.replace(path)
 
@@ -228,7 +229,9 @@ def main(argv: list[str]) -> int:
     except EvaluationError as error:
         file = settings.folder / f"failure-{os.environ.get('RANK', 0)}.json"
         try:
-            file.write_text(json.dumps({"sentence": str(error)}, ensure_ascii=False), encoding="utf-8")
+            file.write_text(
+                json.dumps({"sentence": str(error), "reach": reach_of(error)}, ensure_ascii=False), encoding="utf-8"
+            )
         except OSError:
             print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)  # an orderly end would wait for the other processes, which wait for this one

@@ -83,7 +83,8 @@ def start(settings: Settings) -> None:
             process.wait()
     failures = sorted(folder.glob("failure-*.json"))
     if failures:
-        raise EvaluationError(json.loads(failures[0].read_text(encoding="utf-8"))["sentence"])
+        failure = json.loads(failures[0].read_text(encoding="utf-8"))
+        raise EvaluationError(failure["sentence"], failure["reach"])
     if code:
         raise EvaluationError(
             f"the launcher ended with code {code} (details in {folder / 'launcher.log'}); the answers stored so far "

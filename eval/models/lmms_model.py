@@ -86,15 +86,9 @@ class LlavaVisionDrop(lmms):
         if conv_template not in conv_templates:
             raise EvaluationError(f"conversation template {conv_template!r}: allowed are {', '.join(conv_templates)}")
         self.batch_size, self.conv_template = int(batch_size), conv_template
-        self.tokenizer, self.model, self.image_processor, _ = builder.load_pretrained_model(
-            pretrained,
-            None,
-            get_model_name_from_path(pretrained),
-            # Weights that will be shared out are loaded to the host: they may not fit on one card.
-            device_map="auto" if device == "auto" else "cpu" if self.sharded else str(self.device),
-            torch_dtype=DTYPES[dtype],
-            attn_implementation=attn_implementation,
-        )
+        # Weights that will be shared out are loaded to the host: they may not fit on one card.
+        place = "auto" if device == "auto" else "cpu" if self.sharded else str(self.device)
+        self._load(pretrained, device_map=place, torch_dtype=DTYPES[dtype], attn_implementation=attn_implementation)
         self.model.eval()
         self.config = self.model.config
         if layout is not None:
@@ -109,6 +103,14 @@ class LlavaVisionDrop(lmms):
             self._shard(dtype)
         self.store = AnswerStore(Path(answers), self.rank) if answers else None
         self.reused = 0
+
+    def _load(self, pretrained: str, **how: Any) -> None:
+        """Tokenizer, model and image processor; what is wrong with a checkpoint is wrong for every run with it."""
+        try:
+            loaded = builder.load_pretrained_model(pretrained, None, get_model_name_from_path(pretrained), **how)
+        except VisionDropError as error:
+            raise EvaluationError(str(error), "batch") from error
+        self.tokenizer, self.model, self.image_processor, _ = loaded
 
     def _accelerator_for(self, device: str | None) -> None:
         """Set accelerator, device, rank and world size; on the CPU, also in several processes, gloo is used."""

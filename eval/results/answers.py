@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from eval.errors import EvaluationError
+from eval.errors import EvaluationError, reach_of
 
 
 def question_key(doc_id: int, prompt: str, settings: dict[str, Any]) -> str:
@@ -88,7 +88,7 @@ class AnswerStore:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise EvaluationError(
-                f"cannot write answers to {self.path}: {reason(error)}; choose another --runs"
+                f"cannot write answers to {self.path}: {reason(error)}; choose another --runs", "batch"
             ) from None
         self._lock(patience)
         self._cut_torn_line()
@@ -146,7 +146,8 @@ class AnswerStore:
         except OSError as error:
             raise EvaluationError(
                 f"cannot store answers in {self.path}: {reason(error)}; the {len(self)} answers stored so far "
-                "are safe, make room and start the same command again"
+                "are safe, make room and start the same command again",
+                reach_of(error),
             ) from None
         self._answers.update((key, answer) for key, _, answer in new.values())
         self.added += len(new)

@@ -169,14 +169,16 @@ def _hub_config(model: str) -> tuple[Path, str]:
     except (LocalEntryNotFoundError, OSError) as error:
         if isinstance(error, HfHubHTTPError):
             raise EvaluationError(
-                f"checkpoint {model!r} is not on the hub or not open to you: check the name"
+                f"checkpoint {model!r} is not on the hub or not open to you: check the name",
+                "batch",
             ) from None
         raise EvaluationError(
             f"checkpoint {model!r} is no folder here and cannot be fetched (no network, nothing in the cache): "
-            "give the path of a downloaded checkpoint"
+            "give the path of a downloaded checkpoint",
+            "batch",
         ) from None
     except HFValidationError:
-        raise EvaluationError(f"checkpoint folder {model!r} does not exist") from None
+        raise EvaluationError(f"checkpoint folder {model!r} does not exist", "batch") from None
     return folder / "config.json", folder.name
 
 
@@ -190,17 +192,19 @@ def checkpoint(model: str) -> Checkpoint:
     if folder.is_dir():
         path, name, file = str(folder.resolve()), folder.resolve().name, folder / "config.json"
         if not file.is_file():
-            raise EvaluationError(f"checkpoint folder {model} holds no config.json: is the download complete?")
+            raise EvaluationError(f"checkpoint folder {model} holds no config.json: is the download complete?", "batch")
         fingerprint = of_folder(folder, without=CARDS)
     elif folder.is_absolute() or model.startswith((".", "~")) or folder.exists():
-        raise EvaluationError(f"checkpoint folder {model} does not exist or is not a folder")
+        raise EvaluationError(f"checkpoint folder {model} does not exist or is not a folder", "batch")
     else:
         path = name = model
         file, fingerprint = _hub_config(model)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise EvaluationError(f"config.json of checkpoint {model} is missing or damaged: download it again") from None
+        raise EvaluationError(
+            f"config.json of checkpoint {model} is missing or damaged: download it again", "batch"
+        ) from None
     towers = [folder.resolve() for field in TOWERS if (folder := tower_folder(path, config, field)) is not None]
     for tower in dict.fromkeys(towers):
         if not tower.is_relative_to(Path(path)):

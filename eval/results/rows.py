@@ -183,12 +183,14 @@ def check_writable(path: str | Path) -> Path:
     """Make sure that rows can be appended, before hours of work; returns the absolute path."""
     path = Path(path).resolve()
     if path.exists() and not path.is_file():
-        raise EvaluationError(f"results file {path} is not an ordinary file; choose another --out")
+        raise EvaluationError(f"results file {path} is not an ordinary file; choose another --out", "batch")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))
     except OSError as error:
-        raise EvaluationError(f"results file {path} cannot be written: {reason(error)}; choose another --out") from None
+        raise EvaluationError(
+            f"results file {path} cannot be written: {reason(error)}; choose another --out", "batch"
+        ) from None
     return path
 
 

@@ -13,6 +13,7 @@ import importlib
 import sys
 from pathlib import Path
 
+from eval.errors import reach_of
 from eval.files import ROOT
 from figures.data import settings
 from figures.look import style
@@ -101,6 +102,8 @@ def one(name: str, args: argparse.Namespace) -> int:
         try:
             code = prepare(name, args)
         except VisionDropError as error:
+            if reach_of(error) == "batch":
+                raise
             print(f"error: {error}", file=sys.stderr)
             code = 2
     if code == 130:

@@ -6,15 +6,17 @@ is what an interruption leaves behind.  Made for the testbed, where starting a p
 
 import contextlib
 import io
+import itertools
 import multiprocessing
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from eval import run
 from eval.driver import evaluate
-from eval.errors import EvaluationError
+from eval.errors import REACHES, EvaluationError
 from eval.models.tower_memory import TowerMemory
 
 INTERRUPTED = 130
@@ -31,20 +33,25 @@ def _begin(parent: int, jobs: int) -> None:
     _memory = TowerMemory()
 
 
+def code_of(code: int, reach: str) -> int:
+    """The exit code of a run, with how far its error reaches told by a number: 2, 3 or 4 in the order of `REACHES`."""
+    return code + REACHES.index(reach) if reach else code
+
+
 def _one(arguments: list[str]) -> tuple[int, str]:
-    """(exit code, what it printed; of stderr, which holds progress bars, only the errors)."""
+    """(code, what it printed; of stderr, which holds progress bars, only the errors)."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run.main(arguments, _memory)
+        code = code_of(*run.attempt(arguments, _memory))
     errors = [line for line in err.getvalue().replace("\r", "\n").splitlines() if line.startswith("error: ")]
     return code, "\n".join([*out.getvalue().splitlines(), *errors])
 
 
-def each(lists: list[list[str]], jobs: int) -> Iterator[tuple[int, int, str]]:
-    """Do runs in `jobs` processes; yields (number of the run, exit code, what it printed) as they end.
+def each(lists: Iterable[list[str]], jobs: int) -> Iterator[tuple[int, int, str]]:
+    """Do runs in `jobs` processes; yields (number of the run, code, what it printed) as they end.
 
     Args:
-        lists: arguments of eval.run, one list per run; they are started in this order.
+        lists: arguments of eval.run, one list per run; they are taken one by one, when a process is free.
 
     Raises:
         EvaluationError: a process was killed.
@@ -52,19 +59,28 @@ def each(lists: list[list[str]], jobs: int) -> Iterator[tuple[int, int, str]]:
     """
     if jobs < 1:
         raise EvaluationError(f"--jobs {jobs}: give a positive number")
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(lists)), context, _begin, (os.getpid(), jobs))
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (os.getpid(), jobs))
+    numbered, going = enumerate(lists), {}
     try:
-        waiting = {pool.submit(_one, arguments): number for number, arguments in enumerate(lists)}
-        for future in as_completed(waiting):
-            code, text = future.result()
-            if code == INTERRUPTED:
-                raise KeyboardInterrupt
-            yield waiting[future], code, text
+        while True:
+            for number, arguments in itertools.islice(numbered, jobs - len(going)):
+                going[pool.submit(_one, arguments)] = number
+            if not going:
+                return
+            for future in wait(going, return_when=FIRST_COMPLETED).done:
+                code, text = future.result()
+                if code == INTERRUPTED:
+                    raise KeyboardInterrupt
+                yield going.pop(future), code, text
     except BrokenProcessPool:
         raise EvaluationError(
             "a process of the runs was killed (out of memory?): the answers stored so far are kept, start the same "
-            "command again, with fewer --jobs"
+            "command again, with fewer --jobs",
+            "batch",
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+if __name__ == "__main__":
+    sys.exit(code_of(*run.attempt()))

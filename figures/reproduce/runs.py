@@ -10,7 +10,7 @@ The cost is printed first.  A run whose row is there is not repeated; an interru
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,35 +157,91 @@ def eval_arguments(variant: Variant, run: Run, args: argparse.Namespace) -> list
     return out + (["--force"] if args.force else []) + list(args.more)
 
 
-def _separately(lists: list[list[str]]) -> Iterator[tuple[int, int, str]]:
+def _separately(lists: Iterable[list[str]]) -> Iterator[tuple[int, int, str]]:
     """Each run in a process of its own, one after another: a large model leaves nothing on the card."""
     for number, arguments in enumerate(lists):
-        yield number, subprocess.run([sys.executable, "-m", "eval.run", *arguments]).returncode, ""
+        yield number, subprocess.run([sys.executable, "-m", many.__name__, *arguments]).returncode, ""
 
 
-def do(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
-    """All runs; a failed one is told and the next is done.
+class Batch:
+    """Runs done one after another, without those that would only meet an error again.
 
-    The testbed's share processes, `args.jobs` at a time; those of large models are done one after another.
-
-    Raises:
-        KeyboardInterrupt: a run was interrupted.
+    Attributes:
+        failed, left: runs that failed, and runs left out; blocked: benchmarks none of whose runs can be done.
     """
-    failed = []
-    small, large = ([(v, r) for v, r in found if (v.kind == "testbed") == wanted] for wanted in (True, False))
-    with tqdm(total=len(found), desc="runs", unit="run") as bar:
-        for runs, way in ((small, lambda lists: many.each(lists, args.jobs)), (large, _separately)):
-            for number, code, text in way([eval_arguments(v, r, args) for v, r in runs]) if runs else ():
-                if code == many.INTERRUPTED:
-                    raise KeyboardInterrupt
-                if code:
-                    failed.append(" ".join(runs[number][1].arguments()))
+
+    def __init__(self, found: list[tuple[Variant, Run]], args: argparse.Namespace):
+        self.found, self.args, self.done = found, args, 0
+        self.failed: list[str] = []
+        self.left: list[str] = []
+        self.blocked: set[str] = set()
+        self.stopped = False
+
+    def _name(self, run: Run) -> str:
+        return " ".join(run.arguments())
+
+    def _lists(self, runs: list[tuple[Variant, Run]], taken: list[Run]) -> Iterator[list[str]]:
+        """Arguments of the runs that still make sense when their turn comes; `taken` lists those runs."""
+        for variant, run in runs:
+            if self.stopped or run.benchmark in self.blocked:
+                self.left.append(self._name(run))
+                continue
+            taken.append(run)
+            yield eval_arguments(variant, run, self.args)
+
+    def do(self, bar: tqdm) -> None:
+        """All runs; the testbed's share processes, those of large models are done one after another."""
+        small, large = ([(v, r) for v, r in self.found if (v.kind == "testbed") == wanted] for wanted in (True, False))
+        for runs, way in ((small, lambda lists: many.each(lists, self.args.jobs)), (large, _separately)):
+            taken: list[Run] = []
+            for number, code, text in way(self._lists(runs, taken)) if runs else ():
+                self._note(taken[number], code)
                 if text:
                     bar.write(text)
                 bar.update()
-    for name in failed:
-        print(f"error: this run failed: {name}", file=sys.stderr)
-    return 2 if failed else 0
+
+    def _note(self, run: Run, code: int) -> None:
+        if code == many.INTERRUPTED:
+            raise KeyboardInterrupt
+        if code == 0:
+            self.done += 1
+            return
+        self.failed.append(self._name(run))
+        if code == many.code_of(2, "benchmark"):
+            self.blocked.add(run.benchmark)
+        self.stopped |= code == many.code_of(2, "batch")
+
+    def verdict(self) -> str:
+        """What was done, what failed, and how to go on."""
+        lines = [f"error: this run failed: {name}" for name in self.failed]
+        if self.left:
+            why = "every later run" if self.stopped else f"every run of {', '.join(sorted(self.blocked))}"
+            lines.append(
+                f"error: {len(self.left)} runs were left out, since {why} would meet the same error (it stands above); "
+                f"{self.done} runs are done and kept: mend the cause and start the same command again"
+            )
+        return "\n".join(lines)
+
+
+def do(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
+    """All runs; one that failed is told, and what cannot escape its error is left out.
+
+    Returns:
+        0, or 2 where something failed.
+
+    Raises:
+        EvaluationError: an error that no later run can escape, of whatever table.
+        KeyboardInterrupt: a run was interrupted.
+    """
+    batch = Batch(found, args)
+    with tqdm(total=len(found), desc="runs", unit="run") as bar:
+        batch.do(bar)
+    verdict = batch.verdict()
+    if batch.stopped:
+        raise EvaluationError(verdict.removeprefix("error: "), "batch")
+    if verdict:
+        print(verdict, file=sys.stderr)
+    return 2 if verdict else 0
 
 
 def complete(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
@@ -197,7 +253,8 @@ def complete(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
     for folder in {v.models[0] for v, _ in found if not args.model}:
         if not (ROOT / folder / "config.json").is_file():
             raise EvaluationError(
-                f"{folder} holds no checkpoint: train it first (bash scripts/train_testbed.sh), or give --model"
+                f"{folder} holds no checkpoint: train it first (bash scripts/train_testbed.sh), or give --model",
+                "batch",
             )
     return do(found, args) if found else 0
 

@@ -129,7 +129,7 @@ def test_runs_of_two_processes_equal_single_ones(checkpoint, tmp_path):
 
 def test_a_killed_runner_goes_on_without_doubled_rows(checkpoint, tmp_path):
     lists = lists_of(checkpoint, tmp_path, 16, 24, 32)
-    code = "import json, sys; from eval import many\nif __name__ == '__main__':\n    list(many.each(json.loads(sys.argv[1]), 1))\n"
+    code = "import json, sys; from figures.reproduce import many\nif __name__ == '__main__':\n    list(many.each(json.loads(sys.argv[1]), 1))\n"
     (tmp_path / "runner.py").write_text(code)
     path = os.pathsep.join(sys.path)
     runner = subprocess.Popen(
