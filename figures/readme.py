@@ -1,6 +1,6 @@
-"""The tables of the README: what stands between markers is replaced by the committed tables.
+"""The tables of docs/results.md: what stands between markers is replaced by the committed tables.
 
-    python -m figures.readme            # writes README.md
+    python -m figures.readme            # writes docs/results.md
     python -m figures.readme --check    # exit code 2 when it would change
 
 Markers are comments, `<!-- table1-testbed -->` … `<!-- end table1-testbed -->`, named like files in results/tables.
@@ -27,9 +27,7 @@ def filled(text: str, folder: Path) -> str:
     def table(found: re.Match) -> str:
         file = folder / f"{found[1]}.md"
         if not file.is_file():
-            raise EvaluationError(
-                f"the README asks for {found[1]}, and there is no {file}: make it with scripts/tables"
-            )
+            raise EvaluationError(f"the page asks for {found[1]}, and there is no {file}: make it with scripts/tables")
         title, _, rest = file.read_text(encoding="utf-8").partition("\n")
         return f"<!-- {found[1]} -->\n\n**{title.lstrip('# ')}**\n{rest}\n<!-- end {found[1]} -->"
 
@@ -40,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done or unchanged, 2 refused or (with --check) changed."""
     parser = argparse.ArgumentParser(prog="python -m figures.readme", description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--file", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--file", type=Path, default=ROOT / "docs" / "results.md")
     parser.add_argument("--tables", type=Path, default=ROOT / "results" / "tables")
     args = parser.parse_args(argv)
     try:

@@ -7,6 +7,7 @@ from ..ops.report import Report
 
 CELL = 14  # pixels per patch
 MARGIN = 26
+GAP = 8  # between panels
 DIM = 0.22  # brightness of what was dropped
 FRAME = (230, 159, 0)  # orange of the Okabe-Ito palette, visible in greyscale on dimmed ground
 
@@ -40,6 +41,14 @@ def panel(base: Image.Image, dominant: list[int], contextual: list[int], grid: i
     return out
 
 
+def beside(panels: list[Image.Image]) -> Image.Image:
+    """Panels of one size side by side on a white sheet."""
+    sheet = Image.new("RGB", (sum(p.width for p in panels) + GAP * (len(panels) - 1), panels[0].height), "white")
+    for i, each in enumerate(panels):
+        sheet.paste(each, (i * (each.width + GAP), 0))
+    return sheet
+
+
 def draw(image: Image.Image, report: Report, grid: int, path: str, which: int = 0) -> None:
     """Write one panel per stage, side by side, into `path`.
 
@@ -56,11 +65,8 @@ def draw(image: Image.Image, report: Report, grid: int, path: str, which: int = 
         panels.append(
             panel(base, dominant, contextual, grid, f"{name}: {len(dominant)}{cls} + {len(contextual)} merged")
         )
-    sheet = Image.new("RGB", (sum(p.width for p in panels) + 8 * (len(panels) - 1), panels[0].height), "white")
-    for i, each in enumerate(panels):
-        sheet.paste(each, (i * (each.width + 8), 0))
     try:
-        sheet.save(path)
+        beside(panels).save(path)
     except (OSError, ValueError) as error:
         raise VisionDropError(
             f"cannot write the picture {path!r} ({error}); give a writable path ending in .png"
