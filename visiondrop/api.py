@@ -81,7 +81,6 @@ class Handle:
         if self._detach is not None:
             self._detach()
             self._detach = None
-            self._pruner.withdraw()
 
     def __enter__(self) -> "Handle":
         return self

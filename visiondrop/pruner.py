@@ -1,5 +1,6 @@
 """One method with its settings, bound to one model: plans per image shape, passes through the stack, the report."""
 
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from .plans.shape import VisualShape
 from .stack.cache import PrunedCache
 from .stack.layout import Layout
 from .stack.passes import ContinueRun, PrefillRun
-from .stack.projections import KnownProjections
+from .stack.prompts import Prompts
 from .tower.encoder import EncoderView, Probe
 from .tower.units import join_units, sequence_order, tower_ids
 
@@ -48,12 +49,10 @@ class Pruner:
     ):
         self.method, self.tokens, self.options = method, tokens, options
         self.shape, self.dims, self.record, self.chunk = shape, dims, record, chunk
-        self.report = Report()
-        self.known: KnownProjections | None = None
         self.fused = False
         self._plans: dict[VisualShape, Plan] = {}
-        self._frozen: list[list[int]] | None = None
-        self._last_prompt: tuple[list[list[int]], list[list[int]], Any] | None = None
+        self.prompts = Prompts()
+        self._reports = _Reports()
         self.plan  # made now, so that a wrong budget is refused before anything runs
 
     @property
@@ -144,7 +143,6 @@ class Pruner:
             cache: None, or any cache of transformers (an unpruned `DynamicCache` becomes a `PrunedCache` in place).
             layout: the images that come with this pass, or None.
         """
-        self.withdraw()
         pruned = isinstance(cache, PrunedCache)
         if layout is not None and layout.spans:
             if any(self.plan_for(s.shape).active for s in layout.spans) or pruned:
@@ -157,45 +155,20 @@ class Pruner:
             return ContinueRun(self, stack, hidden, attention_mask, position_ids, cache)
         return None
 
-    def withdraw(self) -> None:
-        """Leave nothing behind on the layers of a pass that an error ended."""
-        if self.known is not None:
-            self.known.withdraw()
-            self.known = None
+    @property
+    def report(self) -> Report:
+        """The last prefill of the calling thread."""
+        return self._reports.report
 
-    def prompt_ends(self, rows: list[list[int]], pixels) -> list[list[int]]:
-        """Where the prompts of a conversation end, for text-guided scores, whose query is a prompt's last token.
-
-        Uncached decoding and a conversation run from scratch show the stack more text than the first prompt.  For the
-        same tokens to be kept as with a cache, an end stays where it was: when ids and images continue those of the
-        last prompt, its ends are kept and the new one is added.
-
-        Args:
-            rows: valid ids of each row in unpruned length; pixels: the images, [N, ...] or N tensors, or None;
-                compared by a sample of each.
-
-        Returns:
-            Per row, ascending coordinates behind the last token of each prompt.
-        """
-        ends = [[len(row)] for row in rows]
-        known = [p for p in (() if pixels is None else pixels) if p is not None]
-        sample = [p.flatten()[:: max(1, p.numel() // 4096)].float().cpu() for p in known]
-        if self._last_prompt is not None:
-            old_rows, old_ends, old_sample = self._last_prompt
-            continues = len(rows) == len(old_rows) and all(new[: len(old)] == old for new, old in zip(rows, old_rows))
-            if continues and _contains(sample, old_sample):
-                ends = [sorted({*old, *new}) for old, new in zip(old_ends, ends)]
-        self._last_prompt = (rows, ends, sample)
-        return ends
+    def prompt_ends(self, rows: list[list[int]], pixels: Any) -> list[list[int]]:
+        """Where the prompts of a conversation end; see `stack.prompts`."""
+        return self.prompts.ends(rows, pixels)
 
     @contextmanager
     def frozen_prompt(self, ends: list[list[int]]) -> Iterator[None]:
         """All passes inside the block belong to prompts with these ends, however long their text has become."""
-        self._frozen = ends
-        try:
+        with self.prompts.hold(ends):
             yield
-        finally:
-            self._frozen = None
 
     def place_prompt_ends(self, layout: Layout, ids: Tensor | None, pixels, before: list[int] | int = 0) -> None:
         """Set `layout.prompt_ends`, which only text-guided scores read.
@@ -207,9 +180,9 @@ class Pruner:
         """
         if not self.plan.text_guided:
             return
-        if self._frozen is not None:
-            repeat = max(1, len(layout.lengths) // len(self._frozen))
-            ends = [ends for ends in self._frozen for _ in range(repeat)]
+        if self.prompts.frozen is not None:
+            repeat = max(1, len(layout.lengths) // len(self.prompts.frozen))
+            ends = [ends for ends in self.prompts.frozen for _ in range(repeat)]
             gone = [before] * len(ends) if isinstance(before, int) else before
             ends = [[end - n for end in row] for row, n in zip(ends, gone)]
         elif ids is not None:
@@ -222,7 +195,7 @@ class Pruner:
 
     def forget_prompt(self) -> None:
         """The next prompt is a new one, whatever it starts with."""
-        self._last_prompt = None
+        self.prompts.forget()
 
 
 def current_pruner(model: nn.Module):
@@ -231,10 +204,11 @@ def current_pruner(model: nn.Module):
     return None if handle is None else handle._pruner
 
 
-def _contains(new: list[Tensor], old: list[Tensor]) -> bool:
-    """Whether the images `old` stand among `new` in their order (a later turn may bring more)."""
-    rest = iter(new)
-    return all(any(torch.equal(a, b) for b in rest) for a in old)
+class _Reports(threading.local):
+    """One report per thread."""
+
+    def __init__(self) -> None:
+        self.report = Report()
 
 
 def _refuse_4d(attention_mask: Any) -> None:

@@ -149,10 +149,7 @@ def _compiled(backend: str) -> tuple[Callable, Callable]:
 
 
 class CompiledLayers:
-    """Decoder layers that are called through torch.compile while `active`; the modules themselves stay as they are.
-
-    A layer to which a stage has handed projections (`visiondrop.stack.projections`) runs eagerly: its hooks are for one call.
-    """
+    """Decoder layers that are called through torch.compile while `active`; the modules themselves stay as they are."""
 
     def __init__(self, layers: nn.ModuleList, notice: Notice, backend: str = "inductor"):
         self._layers, self._notice, self._backend, self.failed = layers, notice, backend, False
@@ -169,8 +166,8 @@ class CompiledLayers:
                 del layer.forward
 
     def _call(self, layer: nn.Module, index: int, hidden: Tensor, **given):
-        cache, handed_over = cache_in(given), layer.self_attn.q_proj._forward_pre_hooks
-        if self.failed or cache is None or handed_over:
+        cache = cache_in(given)
+        if self.failed or cache is None:
             return type(layer).forward(layer, hidden, **given)
         arguments = layer, hidden, given["attention_mask"], *given["position_embeddings"]
         try:

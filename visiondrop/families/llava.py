@@ -10,6 +10,7 @@ What is hooked, and undone by `handle.remove()`:
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -25,11 +26,32 @@ from ..plans.flops import ModelDims, model_dims
 from ..plans.shape import VisualShape
 from ..stack.cache import PrunedCache
 from ..stack.layout import Image, Layout, number_images
+from ..stack.passes import ContinueRun, PrefillRun
 from ..tower.encoder import Probe, tower_features
 from ..tower.units import Picture, by_shape, grids_of, tower_ids
 from .registry import register
 
 ANY_4D = torch.zeros(1, 1, 1, 1)  # makes the stack skip its own mask; every layer is handed another
+
+
+class Pass(threading.local):
+    """What the hooks of one pass hand to each other; every thread has its own.
+
+    Attributes:
+        run: the run that drives the stack, or None; ids: [B, T] where the pass brings images, else None.
+        pixels: the images one by one; images, videos: what the layout must know about them, as they were encoded.
+    """
+
+    def __init__(self) -> None:
+        self.run: PrefillRun | ContinueRun | None = None
+        self.ids: Tensor | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """The next batch is a new one; what its images are is found out when they are encoded."""
+        self.pixels: list[Tensor] = []
+        self.images: list[Image] = []
+        self.videos: list[Image] = []
 
 
 @register("LlavaForConditionalGeneration")
@@ -47,10 +69,8 @@ class HubLlavaAdapter:
         self.stack = self.inner.language_model
         tower = self.inner.vision_tower
         self.tower = getattr(tower, "vision_model", tower)
-        self.pruner = self.run = None
-        self.ids: Tensor | None = None
-        self.pixels: list[Tensor] = []
-        self.images: list[Image] = []
+        self.pruner = None
+        self.now = Pass()
 
     @property
     def has_cls(self) -> bool:
@@ -134,12 +154,12 @@ class HubLlavaAdapter:
         def get_image_features(*args, **kwargs):
             arguments = signature.bind(*args, **kwargs).arguments
             pictures = self.pictures(arguments)
-            self.pixels = self._given(arguments)
+            self.now.pixels = self._given(arguments)
             if any(self.pruner.plan_for(p.shape).encoder for p in pictures):
                 output, origins = self._encode(pictures, self.tower, arguments.get("vision_feature_layer"))
             else:
                 output, origins = stock(*args, **kwargs), [p.ids for p in pictures]
-            self.images = [Image(p.shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
+            self.now.images = [Image(p.shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
             return output
 
         return get_image_features
@@ -201,26 +221,26 @@ class HubLlavaAdapter:
             raise VisionDropError(
                 "images with inputs_embeds: pruning finds images by their placeholders; give input_ids"
             )
-        self.ids = ids if brings_images else None
+        self.now.ids = ids if brings_images else None
 
     def _layout(self, mask: Tensor | None, cache) -> Layout | None:
         """The images of this pass, or None where it brings none (a decoding step looks at no data)."""
-        if self.ids is None:
+        if self.now.ids is None:
             return None
-        new = self.ids.shape[1]
+        new = self.now.ids.shape[1]
         padded = mask is not None and mask.ndim == 2
         if padded:
             before = mask[:, :-new].sum(1).tolist()
         else:
             before = 0 if cache is None else cache.get_seq_length()
-        ordinals, images = self._number(self.ids)
+        ordinals, images = self._number(self.now.ids)
         layout = Layout.build(ordinals, mask[:, -new:] if padded else None, images)
-        self.pruner.place_prompt_ends(layout, self.ids, self.pixels, before)
+        self.pruner.place_prompt_ends(layout, self.now.ids, self.now.pixels, before)
         return layout
 
     def _number(self, ids: Tensor) -> tuple[Tensor, list[Image]]:
         """([B, T] which image a position belongs to, -1 for text; the images)."""
-        return number_images(ids == self.model.config.image_token_id, self.images), self.images
+        return number_images(ids == self.model.config.image_token_id, self.now.images), self.now.images
 
     def _given(self, kwargs: dict) -> list[Tensor]:
         """The images among these arguments, one by one."""
@@ -229,27 +249,27 @@ class HubLlavaAdapter:
     def _start(self, module, args, kwargs):
         """Before the stack: make the run, and keep the stack from building masks of unpruned size."""
         hidden, cache = kwargs["inputs_embeds"], cache_in(kwargs)
-        self.run = None
+        self.now.run = None
         use_cache = kwargs.get("use_cache")
         if cache is None and (module.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache(config=module.config)
         mask = kwargs.get("attention_mask")
         layout = self._layout(mask, cache)
-        self.run = self.pruner.start(module, hidden, mask, kwargs.get("position_ids"), cache, layout)
-        if self.run is None:
+        self.now.run = self.pruner.start(module, hidden, mask, kwargs.get("position_ids"), cache, layout)
+        if self.now.run is None:
             return None
         return args, with_cache({**kwargs, "attention_mask": ANY_4D}, cache)
 
     def _enter(self, i: int, module, args, kwargs):
-        if self.run is None:
+        if self.now.run is None:
             return None
-        hidden, arguments = self.run.enter(i, args[0])
+        hidden, arguments = self.now.run.enter(i, args[0])
         return (hidden, *args[1:]), {**kwargs, **arguments}
 
     def _close(self, module, args, output) -> None:
-        if self.run is not None:
-            self.run.close()
-            self.run = self.ids = None
+        if self.now.run is not None:
+            self.now.run.close()
+            self.now.run = self.now.ids = None
 
     def _wrap_generate(self, stock):
         @functools.wraps(stock)

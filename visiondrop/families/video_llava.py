@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..plans.shape import VisualShape
 from ..stack.layout import Image, number_images
 from ..tower.units import Picture, tower_ids
-from .llava import HubLlavaAdapter
+from .llava import HubLlavaAdapter, Pass
 from .registry import register
 
 FRAMES = 8  # budgets are stated for eight frames
@@ -34,8 +34,8 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
         self.tower, self.video_tower = (
             getattr(t, "vision_model", t) for t in (self.inner.image_tower, self.inner.video_tower)
         )
-        self.pruner = self.run = self.ids = None
-        self._forget()
+        self.pruner = None
+        self.now = Pass()
 
     def shape(self) -> VisualShape:
         """An ordinary video."""
@@ -102,7 +102,7 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
             pictures = [Picture(shape, video, ids=ids) for video in pixels]
             if self.pruner.plan_for(shape).encoder is not None:
                 layer = arguments.get("vision_feature_layer")
-                output, origins = self._encode(pictures, self.video_tower, layer, first=len(self.images))
+                output, origins = self._encode(pictures, self.video_tower, layer, first=len(self.now.images))
                 output.pooler_output = torch.stack(output.pooler_output)
             else:
                 output, origins = stock(*args, **kwargs), [ids] * len(pictures)
@@ -111,40 +111,34 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
                 output = BaseModelOutputWithPooling(
                     last_hidden_state=output.last_hidden_state, pooler_output=rows.view(len(pixels), -1, rows.shape[-1])
                 )
-            self.videos = [Image(shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
-            self.pixels = [*self.pixels, *pixels]
+            self.now.videos = [Image(shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
+            self.now.pixels = [*self.now.pixels, *pixels]
             return output
 
         return get_video_features
 
     def _note_inputs(self, module, args, kwargs) -> None:
         if not kwargs.get("mm_encoder_outputs"):
-            self._forget()
+            self.now.forget()
         super()._note_inputs(module, args, kwargs)
 
     def _number(self, ids: Tensor) -> tuple[Tensor, list[Image]]:
         config, ordinals = self.model.config, torch.full(ids.shape, -1)
         for token, images, before in (
-            (config.image_token_id, self.images, 0),
-            (config.video_token_id, self.videos, len(self.images)),
+            (config.image_token_id, self.now.images, 0),
+            (config.video_token_id, self.now.videos, len(self.now.images)),
         ):
             if images:
                 found = number_images(ids == token, images)
                 ordinals = torch.where(found >= 0, found + before, ordinals)
-        return ordinals, [*self.images, *self.videos]
+        return ordinals, [*self.now.images, *self.now.videos]
 
     def _wrap_generate(self, stock):
         guarded = super()._wrap_generate(stock)
 
         @functools.wraps(stock)
         def generate(*args, **kwargs):
-            self._forget()
+            self.now.forget()
             return guarded(*args, **kwargs)
 
         return generate
-
-    def _forget(self) -> None:
-        """The next batch is a new one; what its images are is found out when they are encoded."""
-        self.images: list[Image] = []
-        self.videos: list[Image] = []
-        self.pixels: list[Tensor] = []

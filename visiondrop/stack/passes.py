@@ -22,7 +22,6 @@ from ..ops.selection import Selection, gather_rows
 from ..plans.plan import Plan, Stage
 from .cache import PrunedCache, extend
 from .layout import Layout, padding_mask, row_index
-from .projections import KnownProjections
 from .view import View
 
 
@@ -170,7 +169,7 @@ class PrefillRun(_Run):
                 group.plan.begin(View(self, group, group.count, None))
 
     def _prune(self, layer: int) -> None:
-        changes, known = [], None
+        changes = []
         for group, stage in self.stages[layer]:
             view = View(self, group, stage.keep, stage.probe)
             selection = stage.select(view)
@@ -179,11 +178,7 @@ class PrefillRun(_Run):
             if self.recorder is not None:
                 group.ids = self.recorder.stage(layer, group, selection, value)
             changes.append((group, (selection, value), stage.keep))
-            known = _known_rows(view, selection) if group.covers_batch and len(self.groups) == 1 else None
         self._replace(changes)
-        if known is not None:
-            self.pruner.known = KnownProjections(*known, self.lengths, self.width)
-            self.pruner.known.hand_to(self.stack.layers[layer].self_attn)
 
     def _replace(self, changes: list[tuple[Group, tuple[Selection, Tensor] | None, int]]) -> None:
         """Put new visual blocks in place of old ones.
@@ -303,16 +298,6 @@ class PrefillRun(_Run):
             return self.lengths
         count = self.cache.segment_of(i).count
         return [count] * len(self.lengths) if isinstance(count, int) else count.tolist()
-
-
-def _known_rows(view: View, selection: Selection) -> tuple[Tensor, Tensor] | None:
-    """Unrotated queries of the unchanged visual rows, and keys of the text before them and of them, if at hand."""
-    kept = selection.index.shape[1] if selection.value is None else selection.dominant
-    if view.projected is None or not kept:
-        return None
-    queries, keys = view.projected
-    before, dominant = keys.shape[1] - queries.shape[1], selection.index[:, :kept]
-    return gather_rows(queries, dominant), torch.cat([keys[:, :before], gather_rows(keys[:, before:], dominant)], dim=1)
 
 
 class ContinueRun(_Run):

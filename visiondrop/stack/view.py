@@ -19,15 +19,12 @@ class View:
         memory: dict kept per group over all stages of one prefill.
         seeds: one whole number per image, a fingerprint of its pixels.
         shape: the images' `VisualShape`.
-        projected: unrotated (queries [I, n, H * E], keys [I, P + n, Hkv * E]) of the layer at whose entry the stage
-            stands, where a score has asked for them and all images start at coordinate P; else None.
     """
 
     def __init__(self, run, group, keep: int, probe: int | None):
         self._run, self._group, self._probe = run, group, probe
         self.keep, self.memory, self.shape = keep, group.memory, group.plan.shape
         self.seeds = [run.layout.spans[i].image.seed for i in group.images]
-        self.projected: tuple[Tensor, Tensor] | None = None
         self._cached: dict[str, Tensor] = {}
 
     @property
@@ -172,8 +169,6 @@ class View:
             attention, rope = layer.self_attn, self._rope(starts, count)
             states = layer.input_layernorm(self._take(self._states(), starts, count))
             keys, queries = attention.k_proj(states), attention.q_proj(states[:, before:])
-            if self._probe == self._run.layer and len(set(group.starts)) == 1:
-                self.projected = queries, keys
             # Heads side by side in memory: else every chunk of a batch copies its keys to bring images and heads together.
             key = scores.finish(attention, keys, rope, "k").contiguous()
             tail = (rope[0][:, before:], rope[1][:, before:])

@@ -1,0 +1,80 @@
+"""Where the prompts of conversations end: for text-guided scores, whose query is a prompt's last token.
+
+Uncached decoding and a conversation run from scratch show the stack more text than the first prompt.  For the same
+tokens to be kept as with a cache, an end stays where it was: what a prompt was is found again by its ids and images.
+(With a cache no pass looks at an earlier prompt: the images it brings come after it.)
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+MOST = 64  # prompts remembered per thread; the least recently continued leave first
+SAMPLE = 4096  # numbers of an image that are compared
+
+Ends = list[list[int]]
+
+
+class Prompts(threading.local):
+    """The prompts that one thread has prefilled, and those that a running `generate` holds.
+
+    Attributes:
+        frozen: ends that all passes belong to, however long their text has become, or None.
+    """
+
+    def __init__(self) -> None:
+        self.frozen: Ends | None = None
+        self._known: list[tuple[list[list[int]], Ends, list[Tensor]]] = []
+
+    def forget(self) -> None:
+        """The next prompt is a new one, whatever it starts with."""
+        self._known = []
+
+    def ends(self, rows: list[list[int]], pixels: Sequence[Tensor | None] | Tensor | None) -> Ends:
+        """Per row, ascending coordinates behind the last token of each prompt of its conversation.
+
+        Args:
+            rows: valid ids of each row in unpruned length; pixels: the images, [N, ...] or N tensors, or None;
+                compared by a sample of each.
+        """
+        ends = [[len(row)] for row in rows]
+        given = [p for p in (() if pixels is None else pixels) if p is not None]
+        sample = [p.detach().flatten()[:: max(1, p.numel() // SAMPLE)].float().cpu() for p in given]
+        found = max((k for k in self._known if _continues(rows, sample, k)), key=lambda k: len(k[0][0]), default=None)
+        if found is not None:
+            ends = [sorted({*old, *new}) for old, new in zip(found[1], ends)]
+            self._known = [*(k for k in self._known if k is not found), found]
+            if len(sample) == len(found[2]):
+                return ends  # nothing new to find again: an image asks for the first end after it
+        self._known = [*self._known, (rows, ends, sample)][-MOST:]
+        return ends
+
+    @contextmanager
+    def hold(self, ends: Ends) -> Iterator[None]:
+        """All passes inside the block belong to prompts with these ends."""
+        outer, self.frozen = self.frozen, ends
+        try:
+            yield
+        finally:
+            self.frozen = outer
+
+    @contextmanager
+    def kept_if_done(self) -> Iterator[None]:
+        """An error inside the block leaves what is known as it was."""
+        known = self._known
+        try:
+            yield
+        except BaseException:
+            self._known = known
+            raise
+
+
+def _continues(rows: list[list[int]], sample: list[Tensor], known: tuple) -> bool:
+    """Whether ids and images begin with those of a known prompt (a later turn may bring more of both)."""
+    old_rows, _, old_sample = known
+    same = len(rows) == len(old_rows) and all(new[: len(old)] == old for new, old in zip(rows, old_rows))
+    rest = iter(sample)
+    return same and all(any(torch.equal(old, new) for new in rest) for old in old_sample)
