@@ -8,7 +8,7 @@ import torch
 import visiondrop
 from tests.support import models
 
-LAYERS = 4
+LAYERS = 16
 SETTINGS = [("visiondrop", {"tokens": 100}), ("pyramiddrop", {"tokens": 100}), ("sparsevlm", {"tokens": 64})]
 
 

@@ -122,7 +122,8 @@ class PrefillRun(_Run):
         return hidden, self.arguments
 
     def close(self) -> None:
-        """After the last layer: the logical length grows by the unpruned number of tokens."""
+        """After the last layer: the logical length grows by the unpruned number of tokens, the prompts are known."""
+        self.pruner.prompts.done()
         if self.cache is not None:
             self.cache.logical += self.tokens
 

@@ -28,29 +28,37 @@ class Prompts(threading.local):
     def __init__(self) -> None:
         self.frozen: Ends | None = None
         self._known: list[tuple[list[list[int]], Ends, list[Tensor]]] = []
+        self._next = self._known
 
     def forget(self) -> None:
         """The next prompt is a new one, whatever it starts with."""
-        self._known = []
+        self._known = self._next = []
 
     def ends(self, rows: list[list[int]], pixels: Sequence[Tensor | None] | Tensor | None) -> Ends:
         """Per row, ascending coordinates behind the last token of each prompt of its conversation.
+
+        They are remembered when the pass is `done`: one that an error ended has never been.
 
         Args:
             rows: valid ids of each row in unpruned length; pixels: the images, [N, ...] or N tensors, or None;
                 compared by a sample of each.
         """
-        ends = [[len(row)] for row in rows]
+        ends, known = [[len(row)] for row in rows], self._known
         given = [p for p in (() if pixels is None else pixels) if p is not None]
         sample = [p.detach().flatten()[:: max(1, p.numel() // SAMPLE)].float().cpu() for p in given]
-        found = max((k for k in self._known if _continues(rows, sample, k)), key=lambda k: len(k[0][0]), default=None)
+        found = max((k for k in known if _continues(rows, sample, k)), key=lambda k: len(k[0][0]), default=None)
         if found is not None:
             ends = [sorted({*old, *new}) for old, new in zip(found[1], ends)]
-            self._known = [*(k for k in self._known if k is not found), found]
+            self._next = known = [*(k for k in known if k is not found), found]
             if len(sample) == len(found[2]):
                 return ends  # nothing new to find again: an image asks for the first end after it
-        self._known = [*self._known, (rows, ends, sample)][-MOST:]
+        self._next = [*known, (rows, ends, sample)][-MOST:]
         return ends
+
+    def done(self) -> None:
+        """The pass has come to its end: remember its prompts (those of a running `generate` at its own end)."""
+        if self.frozen is None:
+            self._known = self._next
 
     @contextmanager
     def hold(self, ends: Ends) -> Iterator[None]:
@@ -60,16 +68,7 @@ class Prompts(threading.local):
             yield
         finally:
             self.frozen = outer
-
-    @contextmanager
-    def kept_if_done(self) -> Iterator[None]:
-        """An error inside the block leaves what is known as it was."""
-        known = self._known
-        try:
-            yield
-        except BaseException:
-            self._known = known
-            raise
+        self.done()
 
 
 def _continues(rows: list[list[int]], sample: list[Tensor], known: tuple) -> bool:

@@ -5,6 +5,7 @@ are picked up; from them only the [CLS] row of the attention is computed, or, fo
 visual queries in chunks.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -22,10 +23,18 @@ class Probe:
 
     @contextmanager
     def watch(self, attention: nn.Module) -> Iterator["Probe"]:
-        """Pick up the outputs of `attention.q_proj` and `attention.k_proj`, each [U, R, H * E], inside the block."""
+        """Pick up the outputs of `attention.q_proj` and `attention.k_proj`, each [U, R, H * E], inside the block.
+
+        Only the calling thread's: another may be in the same tower.
+        """
+        thread = threading.get_ident()
 
         def keep(name):
-            return lambda module, args, output: setattr(self, name, output)
+            def pick_up(module, args, output) -> None:
+                if threading.get_ident() == thread:
+                    setattr(self, name, output)
+
+            return pick_up
 
         hooks = [
             attention.q_proj.register_forward_hook(keep("query")),
