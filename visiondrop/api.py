@@ -12,7 +12,7 @@ from .ops.report import Report
 from .plans.flops import ModelDims
 from .plans.plan import Ledger, Plan
 from .plans.shape import VisualShape
-from .pruner import CHUNK, Pruner
+from .pruner import CHUNK, Pruner, Unpicklable
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def plan(
     return make_plan(method, tokens, shape, {**(options or {}), **more})
 
 
-class Handle:
+class Handle(Unpicklable):
     """Pruning that is switched on for one model; a context manager that switches it off at the end."""
 
     def __init__(self, model: nn.Module, pruner: Pruner, detach):

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .errors import VisionDropError
+from .errors import UnsupportedError, VisionDropError
 from .methods.registry import make_plan
 from .ops.report import Report, StageReport
 from .ops.selection import gather_rows
@@ -26,7 +27,19 @@ from .tower.units import join_units, sequence_order, tower_ids
 CHUNK = 256
 
 
-class Pruner:
+class Unpicklable:
+    """Part of a pruned model: of use with that one model in this one process."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copying, pickling, `torch.save` and sending to another process are refused with the way that works."""
+        raise UnsupportedError(
+            "a pruned model cannot be copied, pickled, saved whole by torch.save or sent to another process, because its "
+            "hooks belong to this one object: call handle.remove() first and visiondrop.apply on each copy afterwards "
+            "(model.save_pretrained and torch.save(model.state_dict()) work as they are)"
+        )
+
+
+class Pruner(Unpicklable):
     """The state behind a handle.
 
     Attributes:
@@ -52,7 +65,7 @@ class Pruner:
         self._plans: dict[VisualShape, Plan] = {}
         self.prompts = Prompts()
         self._reports = _Reports()
-        self.plan  # made now, so that a wrong budget is refused before anything runs
+        self.plan_for(shape)  # made now, so that a wrong budget is refused before anything runs
 
     @property
     def plan(self) -> Plan:
@@ -142,6 +155,9 @@ class Pruner:
             cache: None, or any cache of transformers (an unpruned `DynamicCache` becomes a `PrunedCache` in place).
             layout: the images that come with this pass, or None.
         """
+        layer = stack.layers[0]
+        if getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled():
+            cache = None  # layers that will be run a second time for their gradients fill none
         pruned = isinstance(cache, PrunedCache)
         if layout is not None and layout.spans:
             if any(self.plan_for(s.shape).active for s in layout.spans) or pruned:
@@ -153,6 +169,11 @@ class Pruner:
             _refuse_4d(attention_mask)
             return ContinueRun(self, stack, hidden, attention_mask, position_ids, cache)
         return None
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What its choices follow from; equal for pruners that choose alike."""
+        return self.method, self.tokens, tuple(sorted((k, repr(v)) for k, v in self.options.items())), repr(self.plan)
 
     @property
     def report(self) -> Report:

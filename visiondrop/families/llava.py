@@ -24,6 +24,7 @@ from ..compat import cache_in, with_cache
 from ..errors import UnsupportedError, VisionDropError
 from ..plans.flops import ModelDims, model_dims
 from ..plans.shape import VisualShape
+from ..pruner import Unpicklable
 from ..stack.cache import PrunedCache
 from ..stack.layout import Image, Layout, number_images
 from ..stack.passes import ContinueRun, PrefillRun
@@ -55,7 +56,7 @@ class Pass(threading.local):
 
 
 @register("LlavaForConditionalGeneration")
-class HubLlavaAdapter:
+class HubLlavaAdapter(Unpicklable):
     """Attaches a pruner to one `LlavaForConditionalGeneration`.
 
     Attributes:
@@ -110,8 +111,13 @@ class HubLlavaAdapter:
         ]
         self.inner.get_image_features = self._wrap_features(self.inner.get_image_features)
         self.model.generate = self._wrap_generate(self.model.generate)
+        # Compiled code would leave our hooks out and prune nothing; what is hooked runs as it is, within torch.compile too.
+        for module in (self.model, self.inner, self.stack):
+            module.forward = torch.compiler.disable(module.forward)
 
         def undo() -> None:
+            for module in (self.model, self.inner, self.stack):
+                del module.forward
             for hook in hooks:
                 hook.remove()
             del self.inner.get_image_features, self.model.generate

@@ -6,7 +6,8 @@ new_ids = continue_prefix(model, prefix, rows, max_new_tokens=16) # rows: ids af
 """
 
 import copy
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,11 +32,13 @@ class Prefix:
         cache: after the prefill; never handed out, only copies that share its tensors.
         ids: [1, length] in unpruned length.
         owner: the pruner it was made by (None: nothing was applied).
+        model: weak reference to the model it was made with; None where that is not known.
     """
 
     cache: DynamicCache
     ids: Tensor
     owner: Any
+    model: Callable[[], nn.Module | None] = lambda: None
 
     @property
     def length(self) -> int:
@@ -85,7 +88,7 @@ def encode_prefix(model: nn.Module, input_ids: Tensor, **inputs: Any) -> Prefix:
     if input_ids.ndim != 2 or len(input_ids) != 1:
         raise VisionDropError(f"input_ids of shape {tuple(input_ids.shape)}: a prefix is one row, [1, T]")
     cache, ids = prefill(model, input_ids, **inputs)
-    return Prefix(cache, ids, pruner)
+    return Prefix(cache, ids, pruner, weakref.ref(model))
 
 
 def prefill(model: nn.Module, input_ids: Tensor, **inputs: Any) -> tuple[DynamicCache, Tensor]:

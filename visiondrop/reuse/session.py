@@ -125,9 +125,10 @@ def encode(
         raise VisionDropError("encode needs tokenizer= for the prompt's text, or ids= of what stands before the image")
     ids = tokenize(tokenizer, before, first=True) if ids is None else list(ids)
     arguments = adapter_for(model).inputs(ids, image, image_processor)
-    key = None if store is None else fingerprint(*arguments.values(), id(current_pruner(model)))
+    pruner = current_pruner(model)
+    key = None if store is None else fingerprint(*arguments.values(), None if pruner is None else pruner.settings)
     prefix = store.get(key) if store is not None else None
-    if prefix is None:
+    if prefix is None or prefix.owner is not pruner or prefix.model() is not model:
         prefix = encode_prefix(model, **arguments)
         if store is not None:
             store.put(key, prefix)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from ..ops import scores
@@ -47,6 +48,7 @@ class Probe:
                 hook.remove()
 
 
+@torch.compiler.disable  # it reads what layers hand on inside, by hooks that a compiled tower would not call
 def tower_features(tower: nn.Module, pixels: Tensor, select_layer: int, probe: Probe | None = None) -> Tensor:
     """hidden_states[select_layer] of a CLIP or SigLIP vision transformer, bit for bit; later layers are not run.
 
