@@ -9,6 +9,7 @@ from typing import Any
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from visiondrop.errors import VisionDropError
+from visiondrop.families.guards import refuse_spelled_placeholder
 
 DEFAULT_TEMPLATE = "vicuna_v1"
 # Rows of the embeddings, without and with the hub's padding: Yi has 64,000 tokens, Llama 3 128,256.
@@ -41,7 +42,11 @@ def template_of(config: Any) -> str:
 
 
 def prompt_of(config: Any, question: str) -> str:
-    """The whole prompt of `question` about one picture, with one `<image>`, in the checkpoint's template."""
+    """The whole prompt of `question` about one picture, with one `<image>`, in the checkpoint's template.
+
+    Raises VisionDropError for a question that spells the placeholder.
+    """
+    refuse_spelled_placeholder(question)
     conversation = conv_templates[template_of(config)].copy()
     conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{question}")
     conversation.append_message(conversation.roles[1], None)

@@ -29,6 +29,7 @@ from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_i
 from llava.model import builder
 from llava.video import load_video
 from visiondrop.errors import VisionDropError
+from visiondrop.families.guards import check_placeholders
 from visiondrop.pruner import current_pruner
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -210,10 +211,16 @@ class LlavaVisionDrop(lmms):
         """The conversation around a question; image tokens go before it unless it places them itself."""
         if images and DEFAULT_IMAGE_TOKEN not in text:
             text = " ".join([DEFAULT_IMAGE_TOKEN] * len(images)) + "\n" + text
+        check_placeholders(text, sum(map(self._places, images)))
         conversation = conv_templates[self.conv_template].copy()
         conversation.append_message(conversation.roles[0], text)
         conversation.append_message(conversation.roles[1], None)
         return conversation.get_prompt()
+
+    def _places(self, image: Any) -> int:
+        """Placeholders of one image, or of a video, which has one per frame."""
+        video = self.config.video_config if isinstance(image, VideoFile) else None
+        return 1 if video is None else video.num_frames
 
     def _pixels(self, images: list, requests: list[Instance]) -> Any:
         """Pixel values at the model's dtype on its device: [N, 3, H, W], a list of such, or None without images."""

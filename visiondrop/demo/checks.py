@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..errors import VisionDropError, closest
 from ..families import loader
+from ..families.guards import refuse_spelled_placeholder
 from ..methods.registry import check_options, make_plan
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -15,10 +16,11 @@ _REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeEr
 
 
 def check_request(question: str, method: str, options: dict[str, Any], max_new_tokens: int, dtype: str) -> None:
-    """Refuse an unknown method, option or dtype, an empty question and a length without a token."""
+    """Refuse an unknown method, option or dtype, an empty question or one that spells the placeholder, and a length without a token."""
     check_options(method, options)
     if not isinstance(question, str) or not question.strip():
         raise VisionDropError(f"--question {question!r}: write what is to be asked about the image")
+    refuse_spelled_placeholder(question)
     if max_new_tokens < 1:
         raise VisionDropError(f"--max-new-tokens {max_new_tokens}: give a number of at least 1")
     if dtype not in DTYPES:

@@ -30,6 +30,7 @@ from ..stack.layout import Image, Layout, number_images
 from ..stack.passes import ContinueRun, PrefillRun
 from ..tower.encoder import Probe, tower_features
 from ..tower.units import Picture, by_shape, grids_of, tower_ids
+from .guards import refuse_placeholders_without_pictures
 from .registry import register
 
 ANY_4D = torch.zeros(1, 1, 1, 1)  # makes the stack skip its own mask; every layer is handed another
@@ -102,6 +103,7 @@ class HubLlavaAdapter(Unpicklable):
         hooks = [
             self.model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True),
             self.inner.register_forward_pre_hook(self._note_inputs, with_kwargs=True),
+            self.inner.register_forward_hook(self._forget_ids, always_call=True),
             self.stack.register_forward_pre_hook(self._start, with_kwargs=True),
             self.stack.register_forward_hook(self._close),
         ]
@@ -166,6 +168,7 @@ class HubLlavaAdapter(Unpicklable):
             else:
                 output, origins = stock(*args, **kwargs), [p.ids for p in pictures]
             self.now.images = [Image(p.shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
+            self._check_places(self.model.config.image_token_id, self.now.images)
             return output
 
         return get_image_features
@@ -227,7 +230,27 @@ class HubLlavaAdapter(Unpicklable):
             raise VisionDropError(
                 "images with inputs_embeds: pruning finds images by their placeholders; give input_ids"
             )
+        if not brings_images and ids is not None and ids.shape[1] > 1 and self.pruner.plan.active:
+            token = self.model.config.image_token_id
+            refuse_placeholders_without_pictures(int((ids == token).sum()), token)
         self.now.ids = ids if brings_images else None
+        if kwargs.get("mm_encoder_outputs"):
+            self._check_encoded()
+
+    def _forget_ids(self, module, args, output) -> None:
+        """After a pass, also one that an error ended: its ids say nothing about the next."""
+        self.now.ids = None
+
+    def _check_encoded(self) -> None:
+        """Check the places of images that were encoded before this pass."""
+        self._check_places(self.model.config.image_token_id, self.now.images)
+
+    def _check_places(self, token: int, images: list[Image]) -> None:
+        """Refuse placeholders that do not fit the images, before the library compares numbers of elements."""
+        if self.now.ids is not None and self.pruner.plan.active:
+            places = self.now.ids == token
+            if images or bool(places.any()):
+                number_images(places, images)
 
     def _layout(self, mask: Tensor | None, cache) -> Layout | None:
         """The images of this pass, or None where it brings none (a decoding step looks at no data)."""

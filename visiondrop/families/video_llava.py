@@ -113,6 +113,7 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
                 )
             self.now.videos = [Image(shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
             self.now.pixels = [*self.now.pixels, *pixels]
+            self._check_places(self.model.config.video_token_id, self.now.videos)
             return output
 
         return get_video_features
@@ -121,6 +122,10 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
         if not kwargs.get("mm_encoder_outputs"):
             self.now.forget()
         super()._note_inputs(module, args, kwargs)
+
+    def _check_encoded(self) -> None:
+        super()._check_encoded()
+        self._check_places(self.model.config.video_token_id, self.now.videos)
 
     def _number(self, ids: Tensor) -> tuple[Tensor, list[Image]]:
         config, ordinals = self.model.config, torch.full(ids.shape, -1)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ..api import apply
 from ..errors import UnsupportedError, VisionDropError
 from ..families import adapter_for, loader
+from ..families.guards import refuse_placeholder_ids, refuse_spelled_placeholder
 from ..pruner import current_pruner
-from .prefix import Prefix, continue_prefix, encode_prefix, next_logits, refuse_text_guided
+from .prefix import PLACEHOLDER, Prefix, continue_prefix, encode_prefix, next_logits, refuse_text_guided
 from .store import PrefixStore, fingerprint
 
 
@@ -72,12 +73,22 @@ class Session:
 
     def _ids(self, question: str | Sequence[int]) -> list[int]:
         if not isinstance(question, str):
+            refuse_placeholder_ids(list(question), self._placeholders())
             return list(question)
+        refuse_spelled_placeholder(question)
         if self._tokenizer is None:
             raise VisionDropError(
                 f"question {question!r}: text needs a tokenizer; encode with tokenizer=, or ask with ids"
             )
-        return tokenize(self._tokenizer, self._behind.replace("{question}", question), first=False)
+        ids = tokenize(self._tokenizer, self._behind.replace("{question}", question), first=False)
+        refuse_placeholder_ids(ids, self._placeholders())
+        return ids
+
+    def _placeholders(self) -> tuple[int, ...]:
+        """Ids that stand for a picture or a video, in our classes or in those of transformers."""
+        config = getattr(self.model, "config", None)
+        hub = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
+        return (PLACEHOLDER, *(token for token in hub if token is not None))
 
 
 def tokenize(tokenizer, text: str, first: bool) -> list[int]:
