@@ -12,11 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from eval.errors import EvaluationError
-from figures import table4
+from figures.data.needs import Rows, Timings
+from figures.data.pages import page
 from figures.data.settings import Variant
 from figures.look import style, values
 from figures.look.style import plt
-from figures.reproduce import timings
 
 
 def clock(times: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -38,10 +38,12 @@ def clock(times: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     ), f"{last['device']}, {size}, {last['dtype']}"
 
 
-def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:
+@page("accuracy-time", Rows("table1"), Timings("methods"))
+def draw(variant: Variant, lines: pd.DataFrame, timed: pd.DataFrame, name: str, out: Path) -> None:
     """One line per method; the unpruned model as a point of its own."""
+    style.use()
     found, what = values.overall(variant, lines)
-    times, where = clock(table4.measured(timings.files("methods")))
+    times, where = clock(timed)
     figure, axis = plt.subplots(figsize=(style.PAGE * 0.75, 2.9))
     text = [f"{what}; LLM prefill in ms on {where}", f"{'entry':<22}{'tokens':>7}{'ms':>9}{'value':>9}"]
     for method in dict.fromkeys(e.method for e in variant.entries):
@@ -75,10 +77,5 @@ def _budget(variant: Variant, number: int) -> int:
     return 0 if variant.entries[number].is_base else variant.entries[number].tokens
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 refused."""
-    return values.command("accuracy_time", "table1", __doc__, draw, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(draw.main())

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from figures.data.needs import Rows
+from figures.data.pages import page
 from figures.data.settings import Variant
 from figures.look import style, values
 from figures.look.style import plt
 
 
+@page("accuracy-tokens", Rows("table1"))
 def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:
     """One line per method, logarithmic in tokens; the unpruned model as a dotted line."""
+    style.use()
     found, what = values.overall(variant, lines)
     means = lines.groupby("entry")["mean_tokens"].mean()
     figure, axis = plt.subplots(figsize=(style.PAGE * 0.75, 2.9))
@@ -46,10 +50,5 @@ def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:
     style.save(figure, name, values.numbers(lines, found, what), out)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 refused."""
-    return values.command("accuracy_tokens", "table1", __doc__, draw, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(draw.main())

@@ -14,14 +14,15 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from statsmodels.stats.multitest import multipletests
 from tqdm import tqdm
 
 from eval import compare
 from eval.errors import EvaluationError
 from eval.files import ROOT
-from figures import tables
-from figures.data import cells
+from figures.data import cells, choose
 from figures.data.settings import Column, Entry, Variant, options_of
+from figures.look import render
 from visiondrop.errors import command_line
 
 FILE = ROOT / "configs" / "comparisons.yaml"
@@ -52,9 +53,10 @@ def pairs(raw: dict[str, Any]) -> list[tuple[str, str, str, int]]:
 
 def holm(values: pd.Series) -> pd.Series:
     """Holm's step-down correction of p-values; missing ones stay missing."""
-    known = values.dropna().sort_values(kind="stable")
-    steps = [min(1.0, p * (len(known) - i)) for i, p in enumerate(known)]
-    return pd.Series(pd.Series(steps, index=known.index).cummax(), index=values.index, dtype=float)
+    known = values.dropna()
+    if known.empty:
+        return values.astype(float)
+    return pd.Series(multipletests(known, method="holm")[1], index=known.index).reindex(values.index)
 
 
 def compute(variant: Variant, model: str, table: pd.DataFrame, runs: Path) -> pd.DataFrame:
@@ -136,14 +138,14 @@ def markdown(frame: pd.DataFrame, model: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m figures.comparisons", description=__doc__.split("\n")[0])
-    tables.add_arguments(parser)
+    choose.add_arguments(parser)
     parser.add_argument("--runs", type=Path, default=ROOT / "results" / "runs")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
-    variant, model = tables.chosen("figure2", args)
-    frame = compute(variant, model, cells.load_rows(tables.result_files(args.results)), args.runs)
+    variant, model = choose.chosen("figure2", args)
+    frame = compute(variant, model, cells.load_rows(choose.result_files(args.results)), args.runs)
     csv = frame.round(6).to_csv(index=False, lineterminator="\n")
-    tables.save({".csv": csv, ".md": markdown(frame, model)}, args.out, variant.kind)
+    render.save({".csv": csv, ".md": markdown(frame, model)}, args.out, variant.kind)
     return 0
 
 

@@ -13,8 +13,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import LogNorm
 
+from figures.data.needs import Capture
+from figures.data.pages import page
+from figures.data.probe import Probe
+from figures.data.scenes import Scenes
 from figures.look import pictures, style
 from figures.look.style import plt
+from visiondrop.plans.schedule import scale_layers
+
+DEPTHS = (8, 16, 24)  # of 32
 
 KINDS = (("visual", "image-to-image"), ("text", "text-to-image"))
 LIMITS = 0.1, 10.0
@@ -25,6 +32,18 @@ def relative(scores: np.ndarray) -> np.ndarray:
     return scores / scores.mean()
 
 
+def capture(probe: Probe, scenes: Scenes) -> dict:
+    """Text-to-image and image-to-image scores of one picture at three depths."""
+    image, asked = next(iter(scenes))
+    question, needed = asked[0]
+    layers = scale_layers(DEPTHS, probe.layers)
+    maps = [probe.received(image, question, layer, ("text", "causal")) for layer in layers]
+    about = {"question": question, "answer": probe.answer(image, question), "at": list(layers)}
+    return {"image": image, "needed": needed, "text": np.stack([m["text"] for m in maps]),
+            "visual": np.stack([m["causal"] for m in maps]), "about": about}  # fmt: skip
+
+
+@page("figure1", Capture(capture))
 def draw(arrays: dict, about: dict, name: str, out: Path) -> None:
     """The picture on the left, a map per depth on the right; upper row image-to-image, lower row text-to-image."""
     style.use()
@@ -80,10 +99,5 @@ def text(arrays: dict, about: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 refused."""
-    return pictures.command("figure1", __doc__, draw, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(draw.main())

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from figures.data.needs import Rows
+from figures.data.pages import page
 from figures.data.settings import Variant
 from figures.look import style, values
 from figures.look.style import plt
@@ -23,8 +25,10 @@ RULES = {
 SHIFT = 0.13  # of a step on the x-axis, so that error bars stand apart
 
 
+@page("figure2", Rows("figure2"))
 def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:
     """One small panel per column of the table."""
+    style.use()
     count = len(variant.columns)
     across = min(4, count)
     down = -(-count // across)
@@ -81,10 +85,5 @@ def _one(cell: pd.Series) -> str:
     return f"{cell['ours']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 refused."""
-    return values.command("figure2", "figure2", __doc__, draw, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(draw.main())

@@ -11,9 +11,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
+from tqdm import tqdm
 
+from figures.data.needs import Capture
+from figures.data.pages import page
+from figures.data.probe import RULES, Probe, top
+from figures.data.scenes import Scenes
 from figures.look import pictures, style
 from figures.look.style import plt
+from visiondrop.plans.schedule import scale_layers
+
+SHARE = 0.25  # of the patches kept
+SHALLOW = 2  # layer count of 32 after which patches are pruned
+PICTURES = 5  # shown
 
 NAMES = {
     "text": "text-guided",
@@ -24,6 +35,31 @@ NAMES = {
 SHOWN = ("text", "causal")
 
 
+def capture(probe: Probe, scenes: Scenes) -> dict:
+    """Patches kept by each rule after a shallow layer: of the first pictures, and how often over `scenes.count` of them."""
+    (layer,) = scale_layers((SHALLOW,), probe.layers)
+    keep = round(SHARE * probe.grid**2)
+    images, kept, total, used = [], [], {rule: np.zeros(probe.grid**2) for rule in RULES}, 0
+    for image, asked in tqdm(scenes, total=scenes.count, desc="figure 3, pictures"):
+        found = {rule: top(s, keep) for rule, s in probe.received(image, asked[0][0], layer).items()}
+        for rule in RULES:
+            total[rule] += found[rule]
+        if used < PICTURES:
+            images.append(image)
+            kept.append(np.stack([found[rule] for rule in RULES]))
+        used += 1
+        if used == scenes.count:
+            break
+    about = {"at": layer, "keep": keep, "pictures": used, "rules": list(RULES)}
+    return {
+        "images": np.stack(images),
+        "kept": np.stack(kept),
+        "retention": np.stack([total[r] / used for r in RULES]),
+        "about": about,
+    }
+
+
+@page("figure3", Capture(capture))
 def draw(arrays: dict, about: dict, name: str, out: Path) -> None:
     """Rows: pictures by rule, then mean maps, then the profile over rows of patches."""
     style.use()
@@ -106,19 +142,11 @@ def bias(share: np.ndarray, grid: int) -> dict[str, float]:
     weight = share / share.sum()
     rows = np.arange(grid * grid) // grid
     quarters = [float(weight[(rows >= q * grid // 4) & (rows < (q + 1) * grid // 4)].sum()) for q in range(4)]
-    ranks = _ranks(share)
     return {
         "mean_row": float((weight * rows).sum() / (grid - 1)),
         "quarters": quarters,
-        "spearman": float(np.corrcoef(np.arange(grid * grid), ranks)[0, 1]) if share.std() > 0 else 0.0,
+        "spearman": float(spearmanr(np.arange(grid * grid), share).statistic) if share.std() > 0 else 0.0,
     }
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks with ties averaged."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return ((ends - counts + ends - 1) / 2)[inverse]
 
 
 def text(arrays: dict, about: dict) -> str:
@@ -139,10 +167,5 @@ def text(arrays: dict, about: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 refused."""
-    return pictures.command("figure3", __doc__, draw, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(draw.main())

@@ -11,10 +11,54 @@ from pathlib import Path
 
 import numpy as np
 
+import visiondrop
+from eval.errors import EvaluationError
+from figures.data.needs import Capture
+from figures.data.pages import page
+from figures.data.probe import Probe
+from figures.data.scenes import Scenes
 from figures.look import pictures, style
 from figures.look.style import plt
 
+BUDGET = 128
 
+
+def capture(probe: Probe, scenes: Scenes) -> dict:
+    """Patches that text-guided PyramidDrop keeps after each stage, for two questions on one picture."""
+    image, pair = next(((i, _two_places(a)) for i, a in scenes if _two_places(a)), (None, None))
+    if pair is None:
+        raise EvaluationError("Figure 4 needs two questions on one picture: give --question twice")
+    kept, answers = [], []
+    with visiondrop.apply(probe.model, method="pyramiddrop", tokens=BUDGET, report=True) as handle:
+        for question, _ in pair:
+            handle.reset()
+            probe.prefill(image, question)
+            stages = [np.isin(np.arange(probe.grid**2), s.kept().numpy()) for s in handle.report.stages]
+            kept.append(np.stack(stages))
+            handle.reset()
+            answers.append(probe.answer(image, question))
+        at = [s.layer for s in handle.plan.stages]
+    unpruned = [probe.answer(image, question) for question, _ in pair]
+    about = {
+        "questions": [q for q, _ in pair],
+        "answers": answers,
+        "unpruned_answers": unpruned,
+        "at": at,
+        "tokens": BUDGET,
+    }
+    return {"image": image, "needed": np.stack([n for _, n in pair]), "kept": np.stack(kept), "about": about}
+
+
+def _two_places(asked: list) -> list | None:
+    """The first two questions whose needed patches do not touch (unknown needs never do), or None."""
+    for i, first in enumerate(asked):
+        for second in asked[i + 1 :]:
+            if not (first[1] & second[1]).any():
+                return [first, second]
+    return None
+
+
+@page("figure4", Capture(capture))
 def draw(arrays: dict, about: dict, name: str, out: Path) -> None:
     """One line per question: the picture, then the patches that survive each stage."""
     style.use()
@@ -65,10 +109,5 @@ def text(arrays: dict, about: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 refused."""
-    return pictures.command("figure4", __doc__, draw, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(draw.main())

@@ -7,15 +7,17 @@ Heights of the token bars are to scale.  Any method's plan can be drawn.
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 import visiondrop
+from figures.data.needs import Need
+from figures.data.pages import page
 from figures.data.settings import options_of
 from figures.look import style
 from figures.look.style import plt
-from visiondrop.errors import VisionDropError
 from visiondrop.plans.plan import Plan
 
 STEP, BAR, TALL = 2.2, 0.62, 3.0  # distance of columns, width and full height of a token bar, in drawing units
@@ -53,6 +55,28 @@ def columns(plan: Plan) -> list[dict]:
     return out
 
 
+@dataclass(frozen=True)
+class OnePlan(Need):
+    """The plan that the command line names."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """--method, --tokens, --layers, --option."""
+        parser.add_argument("--method", default="visiondrop")
+        parser.add_argument("--tokens", type=int, default=64)
+        parser.add_argument("--layers", type=int, default=32, help="decoder layers")
+        parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
+
+    def inputs(self, page: str, args: argparse.Namespace) -> tuple[Plan]:
+        """(plan,); VisionDropError where the method cannot meet the budget."""
+        return (visiondrop.plan(args.method, args.tokens, layers=args.layers, options=options_of(args.option)),)
+
+    def stem(self, page: str, args: argparse.Namespace) -> str:
+        """figure5, or figure5-METHOD-TOKENS-LAYERS where it is not the usual plan."""
+        usual = (args.method, args.tokens, args.layers, args.option) == ("visiondrop", 64, 32, [])
+        return page if usual else f"{page}-{args.method}-{args.tokens}-{args.layers}"
+
+
+@page("figure5", OnePlan())
 def draw(plan: Plan, name: str, out: Path) -> None:
     """Boxes on the lower line, the tokens that enter them above, the reduction between two columns."""
     style.use()
@@ -147,25 +171,5 @@ def _legend(axes, plan: Plan) -> None:
     legend._legend_box.align = "left"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 refused."""
-    parser = argparse.ArgumentParser(prog="python -m figures.figure5", description=__doc__.split("\n")[0])
-    parser.add_argument("--method", default="visiondrop")
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=32, help="decoder layers")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--out", type=Path, default=style.OUT)
-    args = parser.parse_args(argv)
-    try:
-        plan = visiondrop.plan(args.method, args.tokens, layers=args.layers, options=options_of(args.option))
-        usual = (args.method, args.tokens, args.layers, args.option) == ("visiondrop", 64, 32, [])
-        name = "figure5" if usual else f"figure5-{args.method}-{args.tokens}-{args.layers}"
-        draw(plan, name, args.out)
-    except (VisionDropError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(draw.main())

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from figures.data.needs import Rows
+from figures.data.pages import page
 from figures.data.settings import Variant
 from figures.look import style, values
 from figures.look.style import plt
@@ -28,8 +30,10 @@ CAPTION = (
 )
 
 
+@page("figure6", Rows("figure6"))
 def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:
     """Three panels that share the y-axis."""
+    style.use()
     found, what = values.overall(variant, lines)
     widths = [sum(e.label.startswith(f"{p}: ") for e in variant.entries) for p, _ in PANELS]
     figure, axes = plt.subplots(
@@ -72,10 +76,5 @@ def draw(variant: Variant, lines: pd.DataFrame, name: str, out: Path) -> None:
     style.save(figure, name, values.numbers(lines, found, what) + "\n\n" + CAPTION, out)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 refused."""
-    return values.command("figure6", "figure6", __doc__, draw, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(draw.main())

@@ -8,19 +8,17 @@ Times need no checkpoint either, because every length follows from the plan.  A 
 it was taken at the paper's size on the paper's card.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import pandas as pd
 
 import visiondrop
-from eval.efficiency import record
 from figures.data import paper
+from figures.data.choose import TABLES
+from figures.data.needs import Timings
+from figures.data.pages import page
 from figures.look import render
-from figures.reproduce import timings
-from figures.tables import OUT, save
-from visiondrop.errors import command_line
 from visiondrop.plans.shape import VisualShape
 
 WEIGHTS_GB = 14.126  # 7.063 B parameters in 16 bits: what the paper's memory holds beside activations and caches
@@ -64,52 +62,6 @@ def flops() -> pd.DataFrame:
             }
         )
     return pd.DataFrame(out)
-
-
-def measured(files: list[Path]) -> pd.DataFrame:
-    """Timings in long form: one line per method, budget, crops, batch size and machine; the newest of equal ones."""
-    rows = [r for r in record.load(files) if r["kind"] == "phases"]
-    lines = []
-    for row in rows:
-        at = {
-            k: row[k]
-            for k in (
-                "device",
-                "dtype",
-                "attention",
-                "clock",
-                "threads",
-                "hidden",
-                "layers",
-                "units",
-                "batch",
-                "method",
-                "tokens",
-            )
-        }
-        for phase in ("encode", "select", "prefill", "decode"):
-            found = row["ms"][phase]
-            at |= {phase: found["median"], f"{phase}_min": found["min"], f"{phase}_max": found["max"]}
-        at |= {
-            "decode_tokens_per_s": row["decode_tokens_per_s"],
-            "memory_gb": row["memory_bytes"] / 1e9,
-            "rounds": row["ms"]["prefill"]["n"],
-        }
-        lines.append(at | {"date": row["date"], "commit": row["commit"]})
-    table = pd.DataFrame(lines)
-    if table.empty:
-        return table
-    table["total"] = table["encode"] + table["prefill"]
-    where = ["device", "dtype", "attention", "clock", "threads", "hidden", "layers", "units", "batch"]
-    table = table.sort_values("date", kind="stable").drop_duplicates([*where, "method", "tokens"], keep="last")
-    base = table[table["method"] == "none"].set_index(where)
-    for name, of in (("speedup", "total"), ("prefill_speedup", "prefill")):
-        table[name] = [_over(base[of], tuple(row[k] for k in where), row[of]) for _, row in table.iterrows()]
-    return table.sort_values([*where, "tokens", "method"], kind="stable", na_position="first", ignore_index=True)
-
-
-def _over(base: pd.Series, key: tuple, value: float) -> float:
-    return float(base.loc[key]) / value if key in base.index else float("nan")
 
 
 def flops_markdown(table: pd.DataFrame) -> list[str]:
@@ -207,9 +159,9 @@ CAPTION = [
 ]
 
 
-def build(files: list[Path]) -> dict[str, str]:
-    """Suffix -> file content, from the plans and the rows of the given files."""
-    table, times = flops(), measured(files)
+def build(times: pd.DataFrame) -> dict[str, str]:
+    """Suffix -> file content, from the plans and the timings (figures.data.measured)."""
+    table = flops()
     text = [
         "# Table 4: efficiency",
         "",
@@ -254,18 +206,13 @@ def latex(table: pd.DataFrame) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
-@command_line
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 refused."""
-    parser = argparse.ArgumentParser(prog="python -m figures.table4", description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=Path, nargs="+", help="measurements; default: results/efficiency/table4-*.jsonl")
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args(argv)
-    files = build(args.rows or timings.files("table4"))
-    save(files, args.out, "table4")
+@page("table4", Timings("table4"), folder=TABLES)
+def write(times: pd.DataFrame, name: str, out: Path) -> None:
+    """Write and print the table."""
+    files = build(times)
+    render.save(files, out, name)
     print(files[".md"])
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write.main())

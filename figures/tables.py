@@ -10,67 +10,25 @@ random: the same rows give the same bytes.
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 import visiondrop
-from eval import benchmarks
-from eval.errors import EvaluationError
-from eval.files import ROOT
-from eval.results import fingerprint
-from figures.data import cells, settings
+from figures.data import cells, choose, pages
+from figures.data.choose import TABLES
+from figures.data.needs import Table
+from figures.data.pages import page
 from figures.data.settings import Variant
 from figures.look import render
 from visiondrop.errors import VisionDropError, command_line
-from visiondrop.plans.flops import LLAVA_7B, VIDEO_LLAVA_7B, ModelDims
 
 CONTROLS = "controls"  # a table of the testbed only
-RESULTS, OUT = ROOT / "results", ROOT / "results" / "tables"
-
-
-def result_files(given: list[Path] | None) -> list[Path]:
-    """The files to read; default: results/*.jsonl."""
-    return given if given else sorted(RESULTS.glob("*.jsonl"))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments shared by all tables and by the figures made of rows."""
-    parser.add_argument("--model", help="as given to eval.run; default: the testbed")
-    parser.add_argument(
-        "--protocol",
-        choices=benchmarks.PROTOCOLS,
-        help="default: paper for the paper's models, offline for the testbed",
-    )
-    parser.add_argument("--results", type=Path, nargs="+", metavar="FILE", help="rows; default: results/*.jsonl")
-
-
-def chosen(name: str, args: argparse.Namespace) -> tuple[Variant, str]:
-    """The variant under the protocol asked for, and the model's name in rows."""
-    variant, model = settings.variant(name, args.model)
-    return (replace(variant, protocol=args.protocol) if args.protocol else variant), model
-
-
-def stem(variant: Variant) -> str:
-    """File name without suffix: table1-paper, table1-paper-offline, table1-testbed."""
-    usual = settings.load()[variant.name][variant.kind].protocol
-    return f"{variant.name}-{variant.kind}" + ("" if variant.protocol == usual else f"-{variant.protocol}")
-
-
-def dims_of(variant: Variant) -> ModelDims | None:
-    """Widths for the FLOPs: those of the 7B model, or the committed stand-in's own (None while it is not there)."""
-    if variant.kind == "paper":
-        return VIDEO_LLAVA_7B if variant.shape.kind == "video" else LLAVA_7B
-    folder = ROOT / variant.models[0]
-    if not (folder / "config.json").is_file():
-        return None
-    return fingerprint.checkpoint(str(folder)).dims
 
 
 def costs(variant: Variant, lines: pd.DataFrame) -> pd.DataFrame:
     """Per entry, as text: mean tokens (of the rows' ledgers, else of the plan), FLOPs and remarks of the plan."""
-    dims, unit = dims_of(variant), 1e12 if variant.kind == "paper" else 1e9
+    dims, unit = choose.dims_of(variant), 1e12 if variant.kind == "paper" else 1e9
     out = []
     for number, entry in enumerate(variant.entries):
         means = sorted(lines.loc[lines["entry"] == number, "mean_tokens"].dropna().unique())
@@ -137,19 +95,15 @@ def build(variant: Variant, model: str, table: pd.DataFrame) -> dict[str, str]:
     return out
 
 
-def save(files: dict[str, str], folder: Path, name: str) -> None:
-    """Write the files and say where.
-
-    Raises:
-        EvaluationError: the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix, text in files.items():
-            (folder / f"{name}{suffix}").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EvaluationError(f"{folder} cannot be written: {error.strerror}; choose another --out") from None
-    print(f"wrote {folder / name}.{{{','.join(sorted(s.strip('.') for s in files))}}}")
+@page(CONTROLS, Table(CONTROLS), folder=TABLES)
+@page("table3", Table("table3"), folder=TABLES)
+@page("table2", Table("table2"), folder=TABLES)
+@page("table1", Table("table1"), folder=TABLES)
+def write(variant: Variant, model: str, table: pd.DataFrame, name: str, out: Path) -> None:
+    """Write and print a table."""
+    files = build(variant, model, table)
+    render.save(files, out, name)
+    print(files[".md"])
 
 
 @command_line
@@ -157,13 +111,9 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m figures.tables", description=__doc__.split("\n")[0])
     parser.add_argument("table", choices=("1", "2", "3", CONTROLS))
-    add_arguments(parser)
-    parser.add_argument("--out", type=Path, default=OUT)
+    write.add_arguments(parser)
     args = parser.parse_args(argv)
-    variant, model = chosen(args.table if args.table == CONTROLS else f"table{args.table}", args)
-    files = build(variant, model, cells.load_rows(result_files(args.results)))
-    save(files, args.out, stem(variant))
-    print(files[".md"])
+    pages.get(args.table if args.table == CONTROLS else f"table{args.table}").run(args)
     return 0
 
 

@@ -6,6 +6,7 @@ else leaves the cell empty, with the reason; a published number never stands in 
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from eval import benchmarks
 from eval.errors import EvaluationError
 from eval.results import rows
 from eval.scoring.scores import wilson
+from figures.data import settings
 from figures.data.settings import Column, Entry, Variant
 
 NOT_RUN = "not run"
@@ -47,6 +49,25 @@ def checkpoint_of(table: pd.DataFrame, model: str) -> str | None:
 def spec_of(benchmark: str, protocol: str) -> benchmarks.Benchmark | None:
     """What the protocol asks of a benchmark, or None where it is not in configs/benchmarks.yaml."""
     return benchmarks.load().get(benchmark, {}).get(protocol)
+
+
+def with_new_methods(variant: Variant, model: str, table: pd.DataFrame) -> Variant:
+    """The variant with an entry more for every method that is not listed and has rows, without options, at its budgets.
+
+    Only where `methods: any` asks for it: a table of all methods grows with the rows, a table of chosen arms does not.
+    """
+    if variant.methods != "any":
+        return variant
+    listed = {e.method for e in variant.entries}
+    budgets = {e.tokens for e in variant.entries if not e.is_base}
+    mine = table[(table["model"] == model) & table["tokens"].isin(budgets) & (table["settings"] == _canonical({}))]
+    names = {c.benchmark for c in variant.columns}
+    mine = mine[mine["benchmark"].isin(names) & (mine["protocol"] == variant.protocol) & ~mine["method"].isin(listed)]
+    pairs = sorted({(method, int(tokens)) for method, tokens in zip(mine["method"], mine["tokens"])})
+    new = [Entry(method, settings.label_of(method), tokens) for method, tokens in pairs]
+    if not new:
+        return variant
+    return replace(variant, entries=tuple(sorted((*variant.entries, *new), key=lambda e: -e.tokens)))
 
 
 def refusal(row: pd.Series, spec: benchmarks.Benchmark, variant: Variant, checkpoint: str) -> str | None:
@@ -177,7 +198,7 @@ def long_table(variant: Variant, model: str, table: pd.DataFrame) -> pd.DataFram
                 "control": entry.control,
             }
             line |= {"column": column.key, "head": column.head, "group": column.group}
-            if variant.published is not None:
+            if variant.published is not None and number in variant.published.index:
                 if barrier is None:
                     line["paper"] = float(variant.published.loc[number, column.paper_key])
                 else:

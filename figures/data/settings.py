@@ -1,5 +1,7 @@
 """configs/tables.yaml as checked objects: which rows and columns a table or figure is made of, per variant."""
 
+import re
+import sys
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from eval.files import ROOT
 from figures.data import paper
 from visiondrop.cli import read_options
 from visiondrop.errors import closest
+from visiondrop.methods.registry import available
 from visiondrop.plans.shape import VisualShape
 
 FILE = ROOT / "configs" / "tables.yaml"
@@ -73,6 +76,7 @@ class Variant:
     average: str
     columns: tuple[Column, ...]
     entries: tuple[Entry, ...]
+    methods: str = "listed"
     published: pd.DataFrame | None = field(default=None, hash=False, compare=False)
 
     @property
@@ -84,6 +88,19 @@ class Variant:
 def options_of(pairs: list[str]) -> dict[str, Any]:
     """["score=text", "k=2"] as rows hold it: {"score": "text", "k": 2}."""
     return {name: number(value) for name, value in read_options(pairs).items()}
+
+
+def label_of(method: str) -> str:
+    """A method's name as papers write it: what its file's docstring begins with ("VisionZip (Yang et al., …)").
+
+    A method without a file in visiondrop/methods is shown under its registered name.
+    """
+    if method not in available():
+        return method
+    for name, module in list(sys.modules.items()):
+        if name.startswith("visiondrop.methods.") and name.endswith(f".{method}"):
+            return re.split(r"[(:,.]", module.__doc__ or method, maxsplit=1)[0].strip()
+    return method
 
 
 def _strict(entry: dict, allowed: set[str], where: str) -> dict:
@@ -123,6 +140,7 @@ def _variant(name: str, kind: str, title: str, raw: dict) -> Variant:
         average=raw["average"],
         columns=tuple(Column(**_strict(c, keys, f"{where}, columns")) for c in raw["columns"]),
         entries=_published_entries(published) if published is not None else _entries(raw["entries"], where),
+        methods=raw.get("methods", "listed"),
         published=published,
     )
 

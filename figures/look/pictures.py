@@ -1,16 +1,10 @@
-"""Pictures with patches on them, shared by Figures 1, 3 and 4; and the command line of figures made from captures."""
-
-import argparse
-from collections.abc import Callable
-from pathlib import Path
+"""Pictures with patches on them, shared by Figures 1, 3 and 4."""
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from figures.look import style
-from figures.reproduce import capture
-from visiondrop.errors import command_line
 
 PALE = 0.82  # how far a pruned patch fades to white
 
@@ -49,17 +43,3 @@ def rows_text(mask: np.ndarray) -> str:
     """A mask as text, one character per patch, for the file beside the figure."""
     grid = side(len(mask))
     return "\n".join("".join("#" if x else "." for x in row) for row in mask.reshape(grid, grid))
-
-
-@command_line
-def command(figure: str, doc: str, draw: Callable[[dict, dict, str, Path], None], argv: list[str] | None = None) -> int:
-    """`--model`, `--data`, `--out` for a figure drawn from a capture; exit code 0, or 2 with one sentence."""
-    parser = argparse.ArgumentParser(prog=f"python -m figures.{figure}", description=doc.split("\n")[0])
-    parser.add_argument("--model", help="as given to figures.reproduce.capture; default: the testbed")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="capture; default: results/figures/…npz")
-    parser.add_argument("--out", type=Path, default=style.OUT)
-    args = parser.parse_args(argv)
-    file = args.data or capture.file_of(figure, args.model)
-    arrays, about = capture.read(file)
-    draw(arrays, about, file.stem, args.out)
-    return 0

@@ -7,9 +7,12 @@ a dash with a footnote.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from eval.errors import EvaluationError
 
 DASH = "—"
 
@@ -159,3 +162,18 @@ def csv(cells: pd.DataFrame) -> str:
         shown[name] = shown[name].astype(float).round(4)
     shown["n"], shown["rank"] = shown["n"].astype("Int64"), shown["rank"].astype("Int64")
     return shown.replace({np.nan: None}).to_csv(index=False, lineterminator="\n")
+
+
+def save(files: dict[str, str], folder: Path, name: str) -> None:
+    """Write the files and say where.
+
+    Raises:
+        EvaluationError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, text in files.items():
+            (folder / f"{name}{suffix}").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise EvaluationError(f"{folder} cannot be written: {error.strerror}; choose another --out") from None
+    print(f"wrote {folder / name}.{{{','.join(sorted(s.strip('.') for s in files))}}}")

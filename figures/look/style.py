@@ -5,18 +5,19 @@ use cividis, which is even in lightness.  Files carry no date and no software ve
 files on one installation.
 """
 
+import hashlib
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from eval.errors import EvaluationError  # noqa: E402
-from eval.files import ROOT  # noqa: E402
+from figures.data.choose import FIGURES  # noqa: E402
 
-OUT = ROOT / "results" / "figures"
 COLUMN, PAGE = 3.35, 7.0  # inches: one column, full width
 MAP = "cividis"
 
@@ -24,7 +25,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
 )
 GREY = "#7F7F7F"
-METHODS = {  # method: (colour, marker, line style)
+CHOSEN = {  # method: (colour, marker, line style)
     "none": (BLACK, "*", ":"),
     "visiondrop": (RED, "o", "-"),
     "vispruner": (BLUE, "s", "-"),
@@ -36,11 +37,7 @@ METHODS = {  # method: (colour, marker, line style)
     "uniform": (GREY, "+", "--"),
     "pool": (GREY, "1", "-."),
 }
-RULES = {  # score rule: (colour, hatch)
-    "text-guided": (ORANGE, ""),
-    "visual-only": (BLUE, "////"),
-    "visual-only, unmasked": (SKY, "...."),
-}
+SPARE = ("<", ">", "p", "h", "X", "d", "8", "H")
 SETTINGS = {
     "font.family": "DejaVu Sans",
     "font.size": 7.5,
@@ -71,13 +68,35 @@ SETTINGS = {
 }
 
 
+def of_method(method: str) -> tuple[str, str, str]:
+    """(colour, marker, line style) of a method: the chosen ones, else a stable choice by its name.
+
+    Such a colour differs in hue, has a contrast of at least 3 to 1 on white (WCAG 2), and comes with one of the
+    markers that no chosen method has.
+    """
+    if method in CHOSEN:
+        return CHOSEN[method]
+    number = int.from_bytes(hashlib.sha256(method.encode()).digest()[:6], "big")
+    hue, number = number % 360 / 360, number // 360
+    value = 0.85
+    while contrast(to_hex(hsv_to_rgb((hue, 0.8, value)))) < 3:
+        value -= 0.05
+    return to_hex(hsv_to_rgb((hue, 0.8, value))), SPARE[number % len(SPARE)], ("-", "--", "-.")[number // 8 % 3]
+
+
+def contrast(color: str) -> float:
+    """Contrast of a colour with white, 1 to 21 (WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+
+
 def use() -> None:
     """Switch the look on."""
     plt.rcdefaults()
     plt.rcParams.update(SETTINGS)
 
 
-def save(figure: Figure, name: str, text: str, folder: Path = OUT) -> None:
+def save(figure: Figure, name: str, text: str, folder: Path = FIGURES) -> None:
     """Write name.pdf, name.png and name.txt, and close the figure.
 
     Raises:

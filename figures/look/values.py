@@ -1,18 +1,12 @@
-"""What the figures made of rows share: one value with its interval per entry, and their command line."""
+"""What the figures made of rows share: one value with its interval per entry."""
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from eval.errors import EvaluationError
-from figures import tables
-from figures.data import cells
 from figures.data.settings import Entry, Variant
 from figures.look import style
-from visiondrop.errors import command_line
 
 
 def overall(variant: Variant, lines: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -46,7 +40,7 @@ def errors(frame: pd.DataFrame) -> np.ndarray:
 
 def curve(axis, mine: pd.DataFrame, method: str, label: str) -> None:
     """One method's line with error bars: `mine` has columns x and ours, and what `errors` reads."""
-    color, marker, line = style.METHODS[method]
+    color, marker, line = style.of_method(method)
     axis.errorbar(
         mine["x"],
         mine["ours"],
@@ -75,34 +69,3 @@ def numbers(lines: pd.DataFrame, values: pd.DataFrame, what: str) -> str:
 def of(lines: pd.DataFrame, variant: Variant, pick: Callable[[Entry], bool]) -> list[int]:
     """Numbers of the entries that `pick` says."""
     return [i for i, e in enumerate(variant.entries) if pick(e)]
-
-
-@command_line
-def command(name: str, table: str, doc: str, draw: Callable, argv: list[str] | None = None) -> int:
-    """`--model`, `--protocol`, `--results`, `--out` for a figure made of rows; exit code 0, or 2 with one sentence.
-
-    Args:
-        name: the figure; table: whose entries it shows (configs/tables.yaml).
-        draw: called with (variant, lines, file name, folder).
-    """
-    parser = argparse.ArgumentParser(prog=f"python -m figures.{name}", description=doc.split("\n")[0])
-    tables.add_arguments(parser)
-    parser.add_argument("--out", type=Path, default=style.OUT)
-    args = parser.parse_args(argv)
-    variant, model = tables.chosen(table, args)
-    lines = cells.long_table(variant, model, cells.load_rows(tables.result_files(args.results)))
-    if lines[lines["method"] != "none"]["ours"].isna().all() or lines[lines["method"] == "none"]["ours"].isna().all():
-        reasons = ", ".join(sorted({n for n in lines["note"] if n}))
-        script = name.replace("_", "-")
-        raise EvaluationError(
-            f"there are no rows of {model} for this figure, unpruned and pruned ({reasons}): "
-            f"run bash scripts/figures/{script}.sh"
-        )
-    style.use()
-    draw(variant, lines, tables.stem(variant).replace(table, script_name(name)), args.out)
-    return 0
-
-
-def script_name(module: str) -> str:
-    """accuracy_tokens -> accuracy-tokens."""
-    return module.replace("_", "-")

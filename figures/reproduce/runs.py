@@ -20,14 +20,13 @@ from tqdm import tqdm
 import visiondrop
 from eval.errors import EvaluationError
 from eval.files import ROOT
-from figures import tables
-from figures.data import cells
+from figures.data import cells, choose, pages
+from figures.data.needs import Rows
 from figures.data.settings import Column, Entry, Variant
 from figures.reproduce import many
 from visiondrop.errors import command_line
 from visiondrop.plans.plan import Plan
 
-FROM_ROWS = ("table1", "table2", "table3", "controls", "figure2", "figure6")
 RANDOM_SEEDS = 5
 
 # card: (seconds beside the arithmetic of a question, FLOP/s reached, seconds of a decoding step).  3090: fitted to
@@ -36,6 +35,11 @@ RANDOM_SEEDS = 5
 CARDS = {"RTX 3090": (0.081, 58e12, 0.026), "H200": (0.035, 400e12, 0.012)}
 CORE = (0.05, 3e10, 0.004)
 STEPS, LOADING = 3, {"paper": 60.0, "testbed": 15.0}  # answer tokens per question; seconds to start a run
+
+
+def from_rows() -> list[str]:
+    """Entries of configs/tables.yaml that some page is drawn from."""
+    return list(dict.fromkeys(n.table for p in pages.every().values() for n in p.needs if isinstance(n, Rows)))
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def plan_of(variant: Variant, entry: Entry) -> Plan:
 def seconds(run: Run, variant: Variant, card: tuple[float, float, float]) -> float:
     """Estimated duration of a run on a card: questions times (overhead + prefill + decoding), and loading."""
     spec = cells.spec_of(run.benchmark, variant.protocol)
-    dims = tables.dims_of(variant)
+    dims = choose.dims_of(variant)
     if dims is None or spec is None or spec.rows is None:
         return LOADING[variant.kind]
     plan = plan_of(variant, run.entry)
@@ -125,10 +129,10 @@ def cost(found: list[tuple[Variant, Run]]) -> str:
 
 def plan_runs(names: list[str], args: argparse.Namespace) -> list[tuple[Variant, Run]]:
     """Missing runs of several tables and figures, each once."""
-    table = cells.load_rows(tables.result_files(args.results))
+    table = cells.load_rows(choose.result_files(args.results))
     out: dict[tuple, tuple[Variant, Run]] = {}
     for name in names:
-        variant, model = tables.chosen(name, args)
+        variant, model = choose.chosen(name, args)
         absent = {c.benchmark for c in variant.columns if cells.spec_of(c.benchmark, variant.protocol) is None}
         if absent:
             print(
@@ -261,7 +265,7 @@ def complete(found: list[tuple[Variant, Run]], args: argparse.Namespace) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of everything that may have to run something."""
-    tables.add_arguments(parser)
+    choose.add_arguments(parser)
     parser.add_argument("--data", type=Path, help="folder of the data sets; default: the hub, the testbed's are drawn")
     parser.add_argument("--device", help="cpu, cuda, …")
     parser.add_argument("--dry-run", action="store_true", help="only say what is missing and what it costs")
@@ -275,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     split = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(prog="python -m figures.reproduce.runs", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="+", choices=FROM_ROWS)
+    parser.add_argument("names", nargs="+", choices=from_rows())
     add_arguments(parser)
     parser.add_argument("--out", type=Path, help="results file of eval.run")
     args = parser.parse_args(argv[:split])

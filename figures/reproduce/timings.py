@@ -6,13 +6,12 @@ batch size 1.  Random weights: lengths follow from the plan, so time and memory 
 
 import subprocess
 import sys
-from pathlib import Path
 
 from eval.files import ROOT
+from figures.data import settings
+from figures.data.measured import file_of
 
-FOLDER = ROOT / "results" / "efficiency"
 SIZES = ("small", "7b")
-METHODS = "none,fastv,pyramiddrop,sparsevlm,visionzip,vispruner,visiondrop"
 
 
 def defaults(device: str | None, size: str | None) -> tuple[str, str]:
@@ -22,16 +21,6 @@ def defaults(device: str | None, size: str | None) -> tuple[str, str]:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return device, size or ("7b" if device.startswith("cuda") else "small")
-
-
-def file_of(what: str, device: str, size: str) -> Path:
-    """Where a measurement's rows go."""
-    return FOLDER / f"{what}-{device.split(':')[0]}-{size}.jsonl"
-
-
-def files(what: str) -> list[Path]:
-    """All measurements of one kind."""
-    return sorted(FOLDER.glob(f"{what}-*.jsonl"))
 
 
 def sweeps(what: str, gpu: bool) -> list[list[str]]:
@@ -47,10 +36,24 @@ def sweeps(what: str, gpu: bool) -> list[list[str]]:
     # The tower takes the same time for every method and would hide the rest; only the LLM's prefill is read from these.
     # Eight layers put the floor of FastV and PyramidDrop above 64 tokens, hence the deep stack for the small one.
     base = ["--tower", "tiny", *rounds]
-    return [
-        [*base, "--methods", METHODS, "--tokens", "192,128,64"],
-        [*base, "--methods", "visionzip,vispruner,visiondrop", "--tokens", "32"],
-    ]
+    return [[*base, "--methods", ",".join(names), "--tokens", tokens] for tokens, names in arms().items()]
+
+
+def arms() -> dict[str, list[str]]:
+    """Budgets, as --tokens takes them -> methods that are timed at them: those that Table 1 ranks.
+
+    A budget that every method of a group has stands in the group's list, the others in lists of their own.
+    """
+    ranked = [e for e in settings.load()["table1"]["testbed"].entries if not e.control]
+    names = list(dict.fromkeys(e.method for e in ranked))
+    budgets = {n: [e.tokens for e in ranked if e.method == n and not e.is_base] for n in names}
+    by_methods: dict[tuple[str, ...], list[str]] = {}
+    for tokens in sorted({t for has in budgets.values() for t in has}, reverse=True):
+        group = tuple(n for n in names if tokens in budgets[n])
+        by_methods.setdefault(group, []).append(str(tokens))
+    out = {",".join(tokens): list(group) for group, tokens in by_methods.items()}
+    first = next(iter(out))
+    return out | {first: [e.method for e in ranked if e.is_base] + out[first]}
 
 
 def cost(what: str, device: str | None, size: str | None, force: bool) -> str:
