@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval import run
+from eval.driver.folder import now
 from eval.errors import EvaluationError
 from eval.files import ROOT
 from eval.results import rows
@@ -80,7 +80,7 @@ def scored(row: dict[str, Any], score: float, server: str | None, known: list[di
             "server": name,
             "interval": None,
             "interval_method": f"none: scored by {name}",
-            "date": run.now(),
+            "date": now(),
         }
     )
 

@@ -10,15 +10,10 @@ settings, goes on where it stopped; a finished one is not done again unless --fo
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,7 @@ import visiondrop
 from eval import benchmarks
 from eval.benchmarks import data
 from eval.driver import evaluate, launch
+from eval.driver.folder import empty, locked, note_session, now
 from eval.driver.settings import Settings, number
 from eval.errors import EvaluationError, reach_of
 from eval.files import ROOT
@@ -199,26 +195,6 @@ def _placement(args: argparse.Namespace) -> tuple[str, str]:
     return device, dtype
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; a second driver on it is refused."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = open(folder / "lock", "w")
-    except OSError as error:
-        raise EvaluationError(
-            f"run folder {folder} cannot be written: {reason(error)}; choose another --runs", "batch"
-        ) from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise EvaluationError(
-                f"the same run is going on in another process (folder {folder}): let it finish"
-            ) from None
-        yield
-
-
 def start(settings: Settings, force: bool, memory: TowerMemory | None = None) -> dict[str, Any]:
     """Do the run, or what is left of it, and return its row."""
     folder = settings.folder
@@ -229,14 +205,14 @@ def start(settings: Settings, force: bool, memory: TowerMemory | None = None) ->
         print(f"this run was finished on {row['date']} ({made}); --force does it again")
         return row
     if force:
-        _empty(folder)
+        empty(folder)
     began = time.monotonic()
     if not (folder / "outcome.json").exists():
         evaluate.quiet(folder, 0)
         benchmark = benchmarks.get(settings.benchmark, settings.protocol)
         data.check(benchmark, Path(settings.data) if settings.data else None, settings.data_fingerprint)
         evaluate.clear_products(folder)
-        _note_session(settings)
+        note_session(settings)
         if settings.processes > 1 and launch.world()[1] == 1:
             launch.start(settings)
         else:
@@ -247,29 +223,6 @@ def start(settings: Settings, force: bool, memory: TowerMemory | None = None) ->
     row = make_row(settings, time.monotonic() - began)
     evaluate.write_whole(folder / "row.json", json.dumps(row, ensure_ascii=False, indent=1))
     return row
-
-
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.name != "lock":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
-def _note_session(settings: Settings) -> None:
-    """Append this start to sessions.json: which code and how many processes gave which answers."""
-    file = settings.folder / "sessions.json"
-    sessions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    commit, dirty = fingerprint.git_state()
-    stored = sum(f.read_bytes().count(b"\n") for f in settings.folder.glob("answers-*.jsonl"))
-    sessions.append(
-        {"date": now(), "commit": commit, "dirty": dirty, "processes": settings.processes, "stored": stored}
-    )
-    evaluate.write_whole(file, json.dumps(sessions, indent=1))
-
-
-def now() -> str:
-    """The time in UTC, as rows hold it."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def make_row(settings: Settings, duration: float) -> dict[str, Any]:

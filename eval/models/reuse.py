@@ -6,6 +6,7 @@ every data set; each image is decoded once more for that.  Exact for methods tha
 a batch holds several images with their questions.
 """
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ def encode_together(model: nn.Module, ids: list[int], owners: tuple[int, ...], *
     """
     rows = torch.tensor([ids] * len(inputs["image_sizes"]), device=model.device)
     cache, seen = prefill(model, rows, **inputs)
-    return JoinedPrefix(cache, seen, current_pruner(model), owners)
+    return JoinedPrefix(cache, seen, current_pruner(model), weakref.ref(model), owners)
 
 
 class ImageReuse:

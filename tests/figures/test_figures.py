@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import visiondrop
-from figures import figure1, figure2, figure3, figure4, figure5, figure6, tables
+from figures import figure1, figure2, figure3, figure4, figure5, figure6
 from figures.accuracy_tokens import draw as draw_tokens
-from figures.data import settings
+from figures.data import captures as stored
+from figures.data import choose, measured, pages, settings
+from figures.data.probe import RULES, Probe, top
+from figures.data.scenes import Scenes
 from figures.look import pictures, values
-from figures.reproduce import capture, make, runs, timings
-from figures.reproduce.probe import RULES, Probe, top
+from figures.reproduce import capture, make, runs
 from testbed.training.export import export_checkpoint
 from testbed.training.model import Sizes, init_weights
 from tests.support.results_rows import MODEL, row, write
@@ -35,14 +37,14 @@ def probe(checkpoint):
 
 @pytest.fixture(scope="module")
 def scenes():
-    return capture.Scenes(None, None, 336)
+    return Scenes(None, None, 336)
 
 
 @pytest.fixture(scope="module")
 def captures(probe, scenes):
     """figure -> (arrays, about), as they would be read from files."""
-    made = {"figure1": capture.figure1(probe, scenes), "figure3": capture.figure3(probe, scenes, 6)}
-    made["figure4"] = capture.figure4(probe, scenes)
+    made = {"figure1": figure1.capture(probe, scenes), "figure3": figure3.capture(probe, Scenes(None, None, 336, 6))}
+    made["figure4"] = figure4.capture(probe, scenes)
     return {name: (found, {**probe.identity(), **found.pop("about")}) for name, found in made.items()}
 
 
@@ -67,7 +69,7 @@ def test_captures_hold_what_the_drawings_need(captures):
     assert arrays["kept"].sum(axis=2).tolist() == [[144] * 4] * 5 and about["pictures"] == 6
     assert arrays["retention"].sum(axis=1) == pytest.approx([144] * 4)
     arrays, about = captures["figure4"]
-    plan = visiondrop.plan("pyramiddrop", capture.BUDGET, layers=12)
+    plan = visiondrop.plan("pyramiddrop", figure4.BUDGET, layers=12)
     assert arrays["kept"].sum(axis=2).tolist() == [plan.counts[1:]] * 2 and about["at"] == [
         s.layer for s in plan.stages
     ]
@@ -89,17 +91,12 @@ def test_captured_figures_are_equal_twice(captures, tmp_path, name):
 def test_a_capture_survives_its_file(probe, captures, tmp_path, capsys):
     arrays, about = captures["figure1"]
     capture.write({**arrays, "about": about}, probe, tmp_path / "figure1-testbed.npz")
-    again, told = capture.read(tmp_path / "figure1-testbed.npz")
+    again, told = stored.read(tmp_path / "figure1-testbed.npz")
     assert told["question"] == about["question"] and (again["text"] == arrays["text"]).all()
-    assert (
-        pictures.command(
-            "figure1", "x", figure1.draw, ["--data", str(tmp_path / "figure1-testbed.npz"), "--out", str(tmp_path)]
-        )
-        == 0
-    )
+    assert figure1.draw.main(["--data", str(tmp_path / "figure1-testbed.npz"), "--out", str(tmp_path)]) == 0
     (tmp_path / "figure1-testbed.npz").write_bytes(b"PK torn")
-    assert pictures.command("figure1", "x", figure1.draw, ["--data", str(tmp_path / "figure1-testbed.npz")]) == 2
-    assert pictures.command("figure1", "x", figure1.draw, ["--data", str(tmp_path / "none.npz")]) == 2
+    assert figure1.draw.main(["--data", str(tmp_path / "figure1-testbed.npz")]) == 2
+    assert figure1.draw.main(["--data", str(tmp_path / "none.npz")]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 2 and all(e.startswith("error: ") for e in errors)
 
@@ -113,7 +110,8 @@ def test_bias_in_numbers():
 
 
 def test_ranks_of_ties():
-    assert figure3._ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0.0, 2.5, 1.0]
+    # Ranks 2.5, 0, 2.5, 1 against 0 … 3: covariance -1, variances 4.5 and 5.
+    assert figure3.bias(np.array([3.0, 1.0, 3.0, 2.0]), 2)["spearman"] == pytest.approx(-1 / 22.5**0.5)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +176,7 @@ def test_figures_of_rows(rows_file, tmp_path, name):
     table, draw = ROWS[name]
     arguments = ["--model", MODEL, "--protocol", "offline", "--results", str(rows_file), "--out"]
     for turn in ("one", "two"):
-        assert values.command(name, table, "x", draw, [*arguments, str(tmp_path / turn)]) == 0
+        assert draw.main([*arguments, str(tmp_path / turn)]) == 0
     files = sorted(p.name for p in (tmp_path / "one").iterdir())
     assert [f.rpartition(".")[2] for f in files] == ["pdf", "png", "txt"]
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
@@ -198,7 +196,7 @@ def test_committed_figures_follow_from_committed_rows(name, tmp_path):
 def test_no_rows_is_one_sentence(tmp_path, capsys, name):
     table, draw = ROWS[name]
     arguments = ["--model", MODEL, "--results", str(write(tmp_path, row("gqa", 60.0))), "--out", str(tmp_path)]
-    assert values.command(name, table, "x", draw, arguments) == 2
+    assert draw.main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: there are no rows of liuhaotian/llava-v1.5-7b")
     assert not list(tmp_path.glob("*.png"))
 
@@ -281,7 +279,7 @@ def test_own_pictures(probe, tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(file)
     base = ["--model", probe.path, "--image", str(file), "--out", str(tmp_path)]
     assert capture.main(["figure3", *base, "--question", "What is this?"]) == 0
-    arrays, about = capture.read(tmp_path / "figure3-testbed.npz")
+    arrays, about = stored.read(tmp_path / "figure3-testbed.npz")
     assert arrays["images"].shape == (1, 336, 336, 3) and about["pictures"] == 1
     figure3.draw(arrays, about, "figure3", tmp_path)
     assert capture.main(["figure4", *base, "--question", "What is this?"]) == 2
@@ -294,11 +292,11 @@ def test_own_pictures(probe, tmp_path, capsys):
     assert "none.png" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", make.NAMES)
+@pytest.mark.parametrize("name", list(pages.every()))
 def test_every_name_draws_or_says_what_is_missing(name, tmp_path, monkeypatch, capsys):
     """With no rows, captures or timings: tables have dashes, the plan's figure is drawn, all else is refused."""
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    monkeypatch.setattr(timings, "FOLDER", tmp_path)
+    monkeypatch.setattr(choose, "RESULTS", tmp_path)
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
     code = make.main([name, "--draw-only", "--folder", str(tmp_path)])
     told = capsys.readouterr()
     if name.startswith("table") or name in ("controls", "figure5"):

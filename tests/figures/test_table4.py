@@ -9,6 +9,7 @@ import pytest
 
 from eval.files import ROOT
 from figures import table4
+from figures.data import measured
 from figures.reproduce import timings
 
 
@@ -55,7 +56,7 @@ def test_flops_beside_the_paper():
         -6.85, abs=0.01
     )
     assert table["lean"].round(3).tolist() == [8.774, 2.020, 43.037, 42.340, 6.855]
-    text = table4.build([])[".md"]
+    text = table4.build(measured.load([]))[".md"]
     assert "48 newlines" in text and "fixed-2880" in text and "No measurements yet" in text
 
 
@@ -64,33 +65,33 @@ def test_measurements_are_shown_with_their_machine(tmp_path):
         phase: {"median": 4.0, "min": 3.0, "max": 5.0, "n": 5} for phase in ("encode", "select", "prefill", "decode")
     }
     file = write(tmp_path, measurement(), measurement(method="visiondrop", tokens=64, ms=fast))
-    built = table4.build([file])
+    built = table4.build(measured.load([file]))
     assert "**made up**, small stand-in (width 1024, 8 layers)" in built[".md"]
     assert "another size" in built[".md"] and "2.50×" in built[".md"] and "4.00 (3.00 – 5.00)" in built[".md"]
-    assert "0.500" in built[".md"] and built == table4.build([file])
+    assert "0.500" in built[".md"] and built == table4.build(measured.load([file]))
 
 
 def test_only_the_paper_card_at_its_size_is_comparable(tmp_path):
     seven = {"hidden": 4096, "layers": 32}
-    other = table4.build([write(tmp_path, measurement(**seven))])[".md"]
-    same = table4.build([write(tmp_path, measurement(**seven, device="NVIDIA GeForce RTX 3090"))])[".md"]
+    other = table4.build(measured.load([write(tmp_path, measurement(**seven))]))[".md"]
+    same = table4.build(measured.load([write(tmp_path, measurement(**seven, device="NVIDIA GeForce RTX 3090"))]))[".md"]
     assert "another card" in other and "Not comparable" not in same
 
 
 def test_the_newest_of_equal_measurements_counts(tmp_path):
     late = measurement(date="2026-02-01T00:00:00+00:00", decode_tokens_per_s=70.0)
-    table = table4.measured([write(tmp_path, late, measurement())])
+    table = measured.load([write(tmp_path, late, measurement())])
     assert table["decode_tokens_per_s"].tolist() == [70.0]
 
 
 def test_machines_are_not_mixed(tmp_path):
     pruned = measurement(method="visiondrop", tokens=64, device="another")
-    table = table4.measured([write(tmp_path, measurement(), pruned)])
+    table = measured.load([write(tmp_path, measurement(), pruned)])
     assert table.set_index("device")["speedup"].isna().to_dict() == {"made up": False, "another": True}
 
 
 def test_a_broken_measurement_leaves_no_file(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(timings, "FOLDER", tmp_path)
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
 
     def half(command, **_):
         file = Path(command[command.index("--out") + 1])
@@ -120,7 +121,7 @@ def test_the_committed_table_follows_from_committed_rows():
     tables = [ROOT / name for name in listed if name.startswith("results/tables/table4")]
     if not tables:
         pytest.skip("no table 4 is committed, or this is no git checkout")
-    made = table4.build(rows)
+    made = table4.build(measured.load(rows))
     assert {f"table4{suffix}" for suffix in made} == {file.name for file in tables}
     for file in tables:
         assert made[file.name.removeprefix("table4")] == file.read_text(encoding="utf-8")

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 import visiondrop
+from eval.files import ROOT
 from eval.results import rows
 from figures import tables
-from figures.data import cells, settings
+from figures.data import cells, choose, settings
 from figures.look import render
 from tests.support.results_rows import MODEL, row, write
 
@@ -205,9 +206,7 @@ def test_footnote_letters():
 
 def committed() -> list:
     """Tables in the repository, with the rows they were made from (tracked files only)."""
-    listed = subprocess.run(
-        ["git", "ls-files", "results"], cwd=tables.ROOT, capture_output=True, text=True
-    ).stdout.split()
+    listed = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     return [
         name
         for name in listed
@@ -217,16 +216,14 @@ def committed() -> list:
 
 @pytest.mark.parametrize("name", committed())
 def test_committed_tables_follow_from_committed_rows(name):
-    listed = subprocess.run(
-        ["git", "ls-files", "results"], cwd=tables.ROOT, capture_output=True, text=True
-    ).stdout.split()
-    files = [tables.ROOT / f for f in listed if f.count("/") == 1 and f.endswith(".jsonl")]
+    listed = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    files = [ROOT / f for f in listed if f.count("/") == 1 and f.endswith(".jsonl")]
     stem, _, suffix = name.rpartition("/")[2].rpartition(".")
     table, kind, *protocol = stem.split("-")
     models = settings.load()[table][kind].models
     arguments = type("A", (), {"model": models[0], "protocol": protocol[0] if protocol else None})
-    made = tables.build(*tables.chosen(table, arguments), cells.load_rows(files))
-    assert made[f".{suffix}"] == (tables.ROOT / name).read_text(encoding="utf-8")
+    made = tables.build(*choose.chosen(table, arguments), cells.load_rows(files))
+    assert made[f".{suffix}"] == (ROOT / name).read_text(encoding="utf-8")
 
 
 def test_csv_holds_every_cell(tmp_path):

@@ -65,15 +65,7 @@ def plan(
     # An image of another size than the budget is stated for gets the nearest mean that whole counts can have.
     step = 1 if scale == 1 else math.gcd(*lengths)
     total = step * nearest(tokens * scale * shape.layers / step)
-    per_unit = (
-        shape.patches
-        if not encoding
-        else (
-            nearest(fraction("encoder_ratio", encoder_ratio) * shape.patches)
-            if encoder_ratio is not None
-            else nearest(FIRST_STAGE[shape.kind] * tokens / shape.nominal_units)
-        )
-    )
+    per_unit = shape.patches if not encoding else _encoder_tokens(tokens, shape, encoder_ratio)
     first = per_unit * shape.units if encoding else shape.tokens
     least = next(n for n in range(1, shape.patches + 1) if split(n, share)[0] >= 1)  # a stage keeps a dominant token
     if not least <= per_unit <= shape.patches:
@@ -94,6 +86,13 @@ def plan(
         for layer, (d, c) in zip(at, pairs[1:])
     )
     return Plan("visiondrop", shape, encoder=first_stage, stages=stages, text_guided=score == "text")
+
+
+def _encoder_tokens(tokens: int, shape: VisualShape, ratio: float | None) -> int:
+    """Tokens that the encoder stage keeps of every unit: a share of its patches, or the paper's number of budgets."""
+    if ratio is not None:
+        return nearest(fraction("encoder_ratio", ratio) * shape.patches)
+    return nearest(FIRST_STAGE[shape.kind] * tokens / shape.nominal_units)
 
 
 def encoder_selector(dominant: int, contextual: int):
