@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import visiondrop
+from eval.models.reuse import encode_together
 from tests.support import models
+from visiondrop.reuse.prefix import encode_prefix, next_logits
 from visiondrop.reuse.store import PrefixStore
 
 LAYERS = 8
@@ -99,3 +101,15 @@ def test_a_store_shared_by_models_and_methods_never_gives_the_wrong_prefix():
         hits = store.hits
         visiondrop.encode(first, pixels, ids=ids, store=store)
         assert store.hits == hits + 1
+
+
+def test_prefixes_joined_in_one_cache_answer_like_those_alone():
+    model, ids, question = models.native(LAYERS), models.prompt()[:36], [[5, 6, 7]]
+    with visiondrop.apply(model, tokens=100), torch.no_grad():
+        pixels = models.pixels(0, 1)
+        joined = encode_together(model, ids, (1, 0, 1), images=pixels, image_sizes=[(336, 336)] * 2)
+        found = next_logits(model, joined, question * 3)
+        for row, image in enumerate((1, 0, 1)):
+            alone = encode_prefix(model, torch.tensor([ids]), images=pixels[image : image + 1])
+            assert (found[row] - next_logits(model, alone, question)[0]).abs().max() <= 1e-4
+    assert not torch.allclose(found[0], found[1]), "two images, or this test compares nothing"

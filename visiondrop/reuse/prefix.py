@@ -8,7 +8,7 @@ new_ids = continue_prefix(model, prefix, rows, max_new_tokens=16) # rows: ids af
 import copy
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Prefix:
     cache: DynamicCache
     ids: Tensor
     owner: Any
-    model: Callable[[], nn.Module | None] = lambda: None
+    model: Callable[[], nn.Module | None] = field(default=lambda: None, kw_only=True)
 
     @property
     def length(self) -> int:
@@ -88,7 +88,7 @@ def encode_prefix(model: nn.Module, input_ids: Tensor, **inputs: Any) -> Prefix:
     if input_ids.ndim != 2 or len(input_ids) != 1:
         raise VisionDropError(f"input_ids of shape {tuple(input_ids.shape)}: a prefix is one row, [1, T]")
     cache, ids = prefill(model, input_ids, **inputs)
-    return Prefix(cache, ids, pruner, weakref.ref(model))
+    return Prefix(cache, ids, pruner, model=weakref.ref(model))
 
 
 def prefill(model: nn.Module, input_ids: Tensor, **inputs: Any) -> tuple[DynamicCache, Tensor]:
