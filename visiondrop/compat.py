@@ -1,4 +1,4 @@
-"""The one name that differs within the supported range of transformers: the argument that holds the cache.
+"""What differs within the supported range of transformers: the name of the cache argument, and where layers checkpoint.
 
 transformers 5.24 renamed `past_key_values` to `cache` in every forward, mask function and output, and warns of the old
 name.  Callers of ours may use either; what we call gets the one it knows.
@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
+# Older releases recompute a layer with its hooks, newer ones without them.
+HOOKS_RUN_AGAIN = "__call__" in vars(GradientCheckpointingLayer)
 NAMES = ("cache", "past_key_values")
 
 

@@ -58,7 +58,7 @@ def encode_together(model: nn.Module, ids: list[int], owners: tuple[int, ...], *
     """
     rows = torch.tensor([ids] * len(inputs["image_sizes"]), device=model.device)
     cache, seen = prefill(model, rows, **inputs)
-    return JoinedPrefix(cache, seen, current_pruner(model), weakref.ref(model), owners)
+    return JoinedPrefix(cache, seen, current_pruner(model), owners, model=weakref.ref(model))
 
 
 class ImageReuse:

@@ -9,6 +9,8 @@ import torch
 import visiondrop
 from eval.models.reuse import encode_together
 from tests.support import models
+from visiondrop.compat import HOOKS_RUN_AGAIN
+from visiondrop.errors import UnsupportedError
 from visiondrop.reuse.prefix import encode_prefix, next_logits
 from visiondrop.reuse.store import PrefixStore
 
@@ -71,6 +73,10 @@ def test_gradients_with_checkpointing_equal_those_without(model, method, options
     with visiondrop.apply(model, method, **options):
         plain = gradients()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        if HOOKS_RUN_AGAIN and not hasattr(model, "visual_shape"):  # older transformers, hub class
+            with pytest.raises(UnsupportedError, match="gradient checkpointing .* needs a newer transformers"):
+                gradients()
+            return
         checkpointed = gradients()
     assert len(plain) == len(checkpointed) > 50
     for a, b in zip(plain, checkpointed):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..compat import cache_in, with_cache
+from ..compat import HOOKS_RUN_AGAIN, cache_in, with_cache
 from ..errors import UnsupportedError, VisionDropError
 from ..plans.flops import ModelDims, model_dims
 from ..plans.shape import VisualShape
@@ -277,6 +277,7 @@ class HubLlavaAdapter(Unpicklable):
 
     def _start(self, module, args, kwargs):
         """Before the stack: make the run, and keep the stack from building masks of unpruned size."""
+        self._refuse_recomputed_hooks(module)
         hidden, cache = kwargs["inputs_embeds"], cache_in(kwargs)
         self.now.run = None
         use_cache = kwargs.get("use_cache")
@@ -288,6 +289,16 @@ class HubLlavaAdapter(Unpicklable):
         if self.now.run is None:
             return None
         return args, with_cache({**kwargs, "attention_mask": ANY_4D}, cache)
+
+    def _refuse_recomputed_hooks(self, stack) -> None:
+        """Gradient checkpointing of older transformers would run our hooks a second time, and prune what is pruned."""
+        recomputed = HOOKS_RUN_AGAIN and stack.training and torch.is_grad_enabled()
+        if recomputed and self.pruner.plan.active and any(layer.gradient_checkpointing for layer in stack.layers):
+            raise UnsupportedError(
+                f"gradient checkpointing through a pruned {type(self.model).__name__} needs a newer transformers, whose "
+                "recomputation leaves hooks alone: pip install 'transformers>=5.24,<5.25', or load the checkpoint with "
+                "llava.model.builder, or switch it off (gradient_checkpointing_disable)"
+            )
 
     def _enter(self, i: int, module, args, kwargs):
         if self.now.run is None:
