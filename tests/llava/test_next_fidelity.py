@@ -1,4 +1,4 @@
-"""LLaVA-NeXT against traces of the official codes (VisionZip, VisionDrop's path, VisPruner)."""
+"""LLaVA-NeXT against traces of the official codes (VisionZip, VisionDrop's path, VisPruner, SCOPE, DivPrune)."""
 
 from pathlib import Path
 
@@ -78,4 +78,33 @@ def test_vispruner_equals_the_official_code(model):
     masks[kept // PATCHES, kept % PATCHES] = True
     assert np.array_equal(masks, trace["kept_masks"])
     assert found == trace["generated"].tolist()
+    assert np.abs(logits - trace["logits"]).max() <= 2e-5
+
+
+def test_scope_equals_the_official_code(model):
+    trace = dict(np.load(TRACES / "scope-next_160_0.npz"))
+    size = tuple(trace["image_size_wh"].tolist())
+    with visiondrop.apply(model, method="scope", tokens=160, report=True) as handle:
+        found, logits = answer(model, models.pixels(*trace["crop_seeds"].tolist()), size, handle)
+        kept = handle.report.stages[0].kept()
+    assert np.array_equal(torch.stack([kept // PATCHES, kept % PATCHES], dim=1).numpy(), trace["sequence_source"])
+    assert found == trace["generated"].tolist()
+    assert np.abs(logits - trace["logits"]).max() <= 2e-5
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"), [("anyres", "divprune-next_160_0"), ("fixed-2880", "divprune-next2880_160_0")]
+)
+def test_divprune_equals_the_official_code(loaded, layout, name):
+    """One choice over all crops; in the layout with newlines exactly one of them is kept."""
+    trace = dict(np.load(TRACES / f"{name}.npz"))
+    anyres.use_layout(loaded, layout)
+    crops, size = models.pixels(*trace["crop_seeds"].tolist()), tuple(trace["image_size_wh"].tolist())
+    with visiondrop.apply(loaded, method="divprune", ratio=float(trace["ratio"]), report=True) as handle:
+        found, logits = answer(loaded, crops, size, handle)
+        (stage,) = handle.report.stages
+    kept = [(-1, -6 - i) if i < 0 else (i // PATCHES, i % PATCHES) for i in stage.kept().tolist()]
+    assert kept == [tuple(pair) for pair in trace["sequence_source"].tolist()]
+    assert np.abs(stage.hidden[0].numpy() - trace["input_embeds"][35 : 35 + 160]).max() <= 2e-5
+    assert found == trace["tokens"].tolist()
     assert np.abs(logits - trace["logits"]).max() <= 2e-5

@@ -1,4 +1,4 @@
-"""The five baselines against traces of their official implementations, on the golden checkpoint.
+"""The baselines against traces of their official implementations, on the golden checkpoint.
 
 Every trace of these methods in tests/support/golden/traces is compared, whatever its setting and picture: the file's name and
 contents say how to run it.  Kept sets and tokens must be equal, states and logits within 2e-5.
@@ -16,7 +16,7 @@ from tests.support import models
 
 FOLDER = Path(__file__).parents[1] / "support" / "golden" / "traces"
 TOLERANCE = 2e-5
-BASELINES = ("fastv", "pyramiddrop", "sparsevlm-v1.5", "visionzip", "vispruner")
+BASELINES = ("divprune", "fastv", "pyramiddrop", "scope", "sparsevlm-v1.5", "visionzip", "vispruner")
 NAMES = sorted(p.stem for p in FOLDER.glob("*.npz") if p.stem.split("_")[0] in BASELINES)
 
 
@@ -38,6 +38,8 @@ def settings(name: str, trace: dict) -> dict:
         return dict(
             method="sparsevlm", tokens=int(setting), noise=[torch.from_numpy(trace[f"s{s}_noise"]) for s in (1, 2, 3)]
         )
+    if kind == "divprune" and "." in setting:
+        return dict(method=kind, ratio=float(setting))
     return dict(method=kind, tokens=int(setting))
 
 
@@ -98,6 +100,20 @@ def compare_vispruner(trace: dict, report) -> None:
     assert len(stage.reference[0]) == 0 and report.cache_lengths[0] == [57 + len(trace["kept_grid"])] * 32
     close(stage.hidden[0], trace["clip_features"][trace["kept_grid"]])
     close(stage.scores[0], trace["cls_attention"], 1e-6)
+
+
+def compare_divprune(trace: dict, report) -> None:
+    (stage,) = report.stages
+    assert stage.layer == 0 and stage.dominant[0].tolist() == trace["kept_grid"].tolist()
+    close(stage.hidden[0], trace["input_embeds"][35 : 35 + trace["kept_count"]])
+    assert report.cache_lengths[0] == [57 + trace["kept_count"]] * 32 == report.positions[0][0]
+
+
+def compare_scope(trace: dict, report) -> None:
+    (stage,) = report.stages
+    assert stage.layer == "encoder" and stage.dominant[0].tolist() == trace["kept_grid"].tolist()
+    close(4 * stage.scores[0], trace["cls_attention_sum"], 1e-6)  # ours is the mean of the 4 heads, theirs the sum
+    assert report.cache_lengths[0] == trace["kv_lengths"].tolist() == report.positions[0][0]
 
 
 def close(got: torch.Tensor, wanted: np.ndarray, tolerance: float = TOLERANCE) -> None:
