@@ -1,7 +1,7 @@
 """Training-free visual token pruning for LVLMs: the method VisionDrop, its baselines, and one dial for all of them.
 
     import visiondrop
-    handle = visiondrop.apply(model, method="visiondrop", tokens=64)   # on the model you already run
+    handle = visiondrop.apply(model, visiondrop.VisionDrop(tokens=64))   # on the model you already run
     print(handle.ledger)
     handle.remove()
 
@@ -17,10 +17,37 @@ from ._versions import __version__, check_versions
 if TYPE_CHECKING:
     from .api import Handle, apply, plan
     from .errors import UnsupportedError, VisionDropError
-    from .methods.registry import available, register
+    from .methods.composed import compose
+    from .methods.controls.none import NoPruning
+    from .methods.controls.pool import Pool
+    from .methods.controls.random import Random
+    from .methods.controls.uniform import Uniform
+    from .methods.decoder.fastv import FastV
+    from .methods.decoder.pyramiddrop import PyramidDrop
+    from .methods.decoder.sparsevlm import SparseVLM
+    from .methods.encoder.visionzip import VisionZip
+    from .methods.encoder.vispruner import VisPruner
+    from .methods.method import Method
+    from .methods.options import option
+    from .methods.registry import available, parse, register
+    from .methods.staged.visiondrop import VisionDrop
     from .reuse.session import encode
 
 _HOMES = {
+    "Method": "methods.method",
+    "option": "methods.options",
+    "parse": "methods.registry",
+    "compose": "methods.composed",
+    "VisionDrop": "methods.staged.visiondrop",
+    "VisPruner": "methods.encoder.vispruner",
+    "VisionZip": "methods.encoder.visionzip",
+    "FastV": "methods.decoder.fastv",
+    "PyramidDrop": "methods.decoder.pyramiddrop",
+    "SparseVLM": "methods.decoder.sparsevlm",
+    "Pool": "methods.controls.pool",
+    "Random": "methods.controls.random",
+    "Uniform": "methods.controls.uniform",
+    "NoPruning": "methods.controls.none",
     "Handle": "api",
     "apply": "api",
     "plan": "api",
@@ -31,13 +58,27 @@ _HOMES = {
     "encode": "reuse.session",
 }
 __all__ = [
+    "FastV",
     "Handle",
+    "Method",
+    "NoPruning",
+    "Pool",
+    "PyramidDrop",
+    "Random",
+    "SparseVLM",
+    "Uniform",
     "UnsupportedError",
+    "VisPruner",
+    "VisionDrop",
     "VisionDropError",
+    "VisionZip",
     "__version__",
     "apply",
     "available",
+    "compose",
     "encode",
+    "option",
+    "parse",
     "plan",
     "register",
 ]

@@ -7,7 +7,8 @@ from torch import nn
 
 from .errors import VisionDropError
 from .families import adapter_for
-from .methods.registry import make_plan
+from .methods.method import Method
+from .methods.registry import make_plan, request
 from .ops.report import Report
 from .plans.flops import ModelDims
 from .plans.plan import Ledger, Plan
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def plan(
-    method: str = "visiondrop",
+    method: str | Method = "visiondrop",
     tokens: int | None = None,
     *,
     layers: int = 32,
@@ -30,13 +31,14 @@ def plan(
     """The plan of a method for one image, with no model loaded.
 
     Args:
-        method: a registered name (`visiondrop.available()`).
+        method: a method's value, e.g. `VisionDrop(tokens=64, merge=False)`, or a registered name (`visiondrop.available()`).
         tokens: the budget, mean visual tokens per decoder layer.
         layers: decoder layers; patches: patches of the image.  `shape` replaces both, for crops and frames.
         options, more: the method's own options (an option called `layers` only through `options`).
     """
     shape = shape or VisualShape(layers=layers, patches=patches)
-    return make_plan(method, tokens, shape, {**(options or {}), **more})
+    name, tokens, settings = request(method, tokens, {**(options or {}), **more})
+    return make_plan(name, tokens, shape, settings)
 
 
 class Handle(Unpicklable):
@@ -91,7 +93,7 @@ class Handle(Unpicklable):
 
 def apply(
     model: nn.Module,
-    method: str = "visiondrop",
+    method: str | Method = "visiondrop",
     tokens: int | None = None,
     *,
     report: bool = False,
@@ -106,7 +108,8 @@ def apply(
     Args:
         model: our `llava` class, or transformers' `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or
             `VideoLlavaForConditionalGeneration`.
-        method: a registered name; "none" is the stock model.
+        method: a method's value, e.g. `VisionDrop(tokens=64, merge=False)` or `compose(...)`, or a registered name with its
+            settings in the other arguments; "none" is the stock model.
         tokens: the budget, mean visual tokens per decoder layer.
         report: record what every stage keeps in `handle.report`.
         chunk: visual query rows scored at once; memory of a stage is heads x chunk x length.
@@ -123,7 +126,8 @@ def apply(
         VisionDropError: unknown model, method or option, or a budget that cannot be met (the message says which can).
     """
     adapter = adapter_for(model)
-    pruner = Pruner(method, tokens, {**(options or {}), **more}, adapter.shape(), adapter.dims(), report, chunk)
+    name, tokens, settings = request(method, tokens, {**(options or {}), **more})
+    pruner = Pruner(name, tokens, settings, adapter.shape(), adapter.dims(), report, chunk)
     pruner.fused = fused
     previous = model.__dict__.get("_visiondrop_handle")
     if previous is not None:

@@ -13,7 +13,8 @@ from . import doctor
 from .api import plan
 from .demo.ask import ask
 from .errors import VisionDropError, command_line
-from .methods.registry import available, options_of
+from .methods.options import options_in
+from .methods.registry import available, method_class, options_of
 
 DEFAULT_MODEL = "liuhaotian/llava-v1.5-7b"
 
@@ -31,7 +32,11 @@ def read_options(pairs: list[str]) -> dict[str, str]:
 
 def add_method_arguments(parser: argparse.ArgumentParser, tokens: int | None = None) -> None:
     """The arguments that name a method and its settings, the same for every command."""
-    parser.add_argument("--method", default="visiondrop", help="a registered method (python -m visiondrop methods)")
+    parser.add_argument(
+        "--method",
+        default="visiondrop",
+        help="a registered method (python -m visiondrop methods), or two: vispruner+fastv",
+    )
     parser.add_argument("--tokens", type=int, default=tokens, help="the budget: mean visual tokens per LLM layer")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method; repeat"
@@ -70,8 +75,13 @@ def command_plan(arguments: argparse.Namespace) -> None:
 def command_methods(arguments: argparse.Namespace) -> None:
     """Print every method and its options."""
     for name in available():
-        options = ", ".join(f"{k}={v}" for k, v in options_of(name).items())
-        print(f"{name:<12} {options}")
+        cls = method_class(name)
+        print(f"{name:<12} {(cls.__doc__ or '').strip().splitlines()[0] if cls.__doc__ else ''}".rstrip())
+        defaults = options_of(name)
+        for option, (field, _) in options_in(cls).items():
+            told = field.metadata
+            allowed = f" ({', '.join(told['allowed'])})" if told.get("allowed") else ""
+            print(f"    {option}={defaults[option]}{allowed}  {told.get('help', '')}".rstrip())
 
 
 def command_ask(arguments: argparse.Namespace) -> None:

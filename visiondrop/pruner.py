@@ -110,7 +110,7 @@ class Pruner(Unpicklable):
         """
         stage, units, rows = self.plan_for(shape).encoder, shape.units, hidden.shape[1]
         view = EncoderView(hidden, probe, heads, shape.cls, stage.keep, self.chunk, self.fused)
-        selection = stage.select(view)
+        selection = stage.select(view, stage.kept)
         value = gather_rows(hidden, selection.index) if selection.value is None else selection.value
         value = value.reshape(len(images), -1, value.shape[-1])
         if units == 1 and not self.record:

@@ -126,6 +126,8 @@ class Decoder:
         """
         self.model, self.logical, self.how = model, logical, {"layers": layers, "pool": pool, "notice": notice}
         self.compact = model.pruner is None or model.pruner.compact
+        if not self.compact and model.pruner.plan.positions == "entry":  # numbered by what the first layer holds
+            self.logical = lengths[0]
         self.cache = FixedCache(model, lengths, rows, room)
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
         self.out = torch.zeros(rows, room + 1, dtype=torch.long, device=model.device)

@@ -11,7 +11,7 @@ import yaml
 
 import visiondrop
 from tests.support import models
-from visiondrop.methods.registry import _METHODS
+from visiondrop.methods.registry import parse
 from visiondrop.plans.plan import Plan
 from visiondrop.plans.shape import VisualShape
 
@@ -156,7 +156,7 @@ def test_every_reachable_budget_is_met_within_a_token(method, layers):
     floor = {"fastv": 48, "pyramiddrop": 48} if layers == 12 else {"fastv": 36, "pyramiddrop": 36}
     reached = []
     for tokens in range(1, 577):
-        plan = _METHODS[method](tokens, VisualShape(layers=layers))  # None = not reachable
+        plan = parse(method).plan(tokens, VisualShape(layers=layers))  # None = not reachable
         if plan is not None:
             reached.append(tokens)
             assert abs(plan.ledger().mean - tokens) <= 1, tokens

@@ -15,10 +15,11 @@ from visiondrop.methods.controls import pool, uniform
 from visiondrop.methods.controls import random as random_control
 from visiondrop.methods.decoder import pyramiddrop, sparsevlm
 from visiondrop.methods.encoder import vispruner
-from visiondrop.methods.registry import _METHODS, register
+from visiondrop.methods.registry import _METHODS, parse, register
 from visiondrop.ops.clustering import density_peaks
 from visiondrop.ops.scores import received
 from visiondrop.plans.grids import cls_slots, grids, spread
+from visiondrop.plans.plan import Kept
 from visiondrop.plans.shape import VisualShape
 
 FOLDER = Path(__file__).parents[1] / "support" / "golden" / "traces"
@@ -48,6 +49,11 @@ def run(model, **settings):
     with visiondrop.apply(model, report=True, **settings) as handle:
         model(input_ids=torch.tensor([models.prompt(5)]), images=models.pixels(3))
         return handle.report
+
+
+def chosen(plan, view):
+    """What the plan's first decoder stage selects."""
+    return plan.stages[0].select(view, plan.stages[0].kept)
 
 
 def best(scores: torch.Tensor, count: int) -> list[int]:
@@ -181,7 +187,7 @@ def test_vispruner_takes_the_most_attended_first():
         hidden = torch.randn(1, 64 + cls, 16, generator=torch.Generator().manual_seed(1))
         view = SimpleNamespace(score=lambda: scores, hidden=hidden, cls=bool(cls), keep=16)
         for important in (16, 11, 0):
-            selection = vispruner.selector(important)(view)
+            selection = vispruner.select(view, Kept(16), important)
             rows = selection.index[0].tolist()
             assert rows == sorted(set(rows)) and len(rows) == 16 and min(rows) >= cls
             assert set(best(scores[0], important)) <= {row - cls for row in rows}
@@ -191,18 +197,18 @@ def test_pool_averages_cells():
     shape = VisualShape(patches=576)
     hidden = torch.randn(2, 576, 4, generator=torch.Generator().manual_seed(0))
     view = SimpleNamespace(hidden=hidden, count=576)
-    selection = pool.plan(64, shape).stages[0].select(view)
+    selection = chosen(pool.Pool().plan(64, shape), view)
     blocks = hidden.view(2, 8, 3, 8, 3, 4).mean(dim=(2, 4)).flatten(1, 2)
     assert torch.allclose(selection.value, blocks, atol=1e-6) and selection.dominant == 0
     assert selection.index[0].tolist() == [(3 * r + 1) * 24 + 3 * c + 1 for r in range(8) for c in range(8)]
     fate = dict(zip(selection.merged[1].tolist(), selection.assignment[1].tolist()))
     assert len(fate) == 512 and all(fate[p] == p // 24 // 3 * 8 + p % 24 // 3 for p in fate)
     for tokens, (h, w) in {192: (12, 16), 128: (8, 16), 32: (4, 8), 576: (24, 24)}.items():
-        uneven = pool.plan(tokens, shape).stages
+        uneven = pool.Pool().plan(tokens, shape).stages
         if tokens == 576:
             assert uneven[0].keep == 576  # nothing to do
             continue
-        value = uneven[0].select(view).value
+        value = uneven[0].select(view, uneven[0].kept).value
         edges = [[(math.floor(i * 24 / n), math.ceil((i + 1) * 24 / n)) for i in range(n)] for n in (h, w)]
         image = hidden.view(2, 24, 24, 4)
         wanted = torch.stack([image[:, a:b, c:d].mean(dim=(1, 2)) for a, b in edges[0] for c, d in edges[1]], dim=1)
@@ -225,13 +231,13 @@ def test_uniform_is_a_regular_grid_or_nearly():
 def test_random_is_drawn_per_image_without_cls():
     shape = VisualShape(patches=576, length=577)  # [CLS] in front
     assert cls_slots(shape) == [0] and cls_slots(VisualShape()) == []
-    plan = random_control.plan(64, shape)
+    plan = random_control.Random().plan(64, shape)
     keep = plan.stages[0].keep
 
     def draw(seed, *images):
-        stage = random_control.plan(64, shape, seed=seed).stages[0]
+        stage = random_control.Random(seed=seed).plan(64, shape).stages[0]
         view = SimpleNamespace(hidden=torch.zeros(len(images), 577, 1), count=577, seeds=list(images), keep=keep)
-        return stage.select(view).index
+        return stage.select(view, stage.kept).index
 
     first, second = draw(0, 11, 12)
     assert plan.seeded and first.tolist() == sorted(set(first.tolist())) and int(first.min()) >= 1 and keep == 64
@@ -254,7 +260,7 @@ def test_controls_find_the_patches_of_frames_and_of_a_canvas():
     tiles = VisualShape(patches=4, units=3, nominal_units=5, length=12, source="anyres", canvas=(2, 3))
     assert [g.slots().flatten().tolist() for g in grids(tiles)] == [[0, 1, 2, 3], [4, 5, 6, 8, 9, 10]]
     hidden = torch.arange(12.0).view(1, 12, 1)
-    selection = pool.plan(None, tiles, grid="1x1").stages[0].select(SimpleNamespace(hidden=hidden, count=12))
+    selection = chosen(pool.Pool(grid="1x1").plan(None, tiles), SimpleNamespace(hidden=hidden, count=12))
     assert selection.value.flatten().tolist() == [1.5, 6.5, 7.5]  # two cells of 1.5 columns overlap
     assert grids(VisualShape(units=5, nominal_units=5, length=2144, source="anyres")) is None
 
@@ -276,10 +282,10 @@ def test_visual_pyramiddrop_scores_are_visiondrops(model):
 
     @register("both")
     def both(tokens, shape):
-        plan, visual = _METHODS["visiondrop"](tokens, shape), pyramiddrop.selector("visual", "causal")
+        plan, visual = parse("visiondrop").plan(tokens, shape), pyramiddrop.by_image
 
         def spied(select):
-            return lambda view: (seen.append(visual(view).scores[0]), select(view))[1]
+            return lambda view, kept: (seen.append(visual(view, kept).scores[0]), select(view, kept))[1]
 
         return dataclasses.replace(
             plan, stages=tuple(dataclasses.replace(s, select=spied(s.select)) for s in plan.stages)

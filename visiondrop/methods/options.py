@@ -1,16 +1,92 @@
-"""Reading option values, as given in Python or as text on a command line."""
+"""Options of a method: dataclass fields that carry help and allowed values, and the readers of what is given for them.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+A value may be given in Python or as text on a command line; both become the same value of the field's type.
+"""
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import VisionDropError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    allowed: Sequence[str] | Mapping[str, Any] | None = None,
+    low: int | None = None,
+    high: int | None = None,
+    zero: bool = True,
+    amount: bool = False,
+    read: Callable[[str, Any], Any] | None = None,
+) -> Any:
+    """A field of a method: its default, and for readers and pages what it is and what it may be.
+
+    Args:
+        default: None = not given.
+        help: one sentence.
+        allowed: the words a text option may be.
+        low, high: bounds of a whole number that do not depend on the model.
+        zero: whether a share, which goes up to 1, may be 0.
+        amount: it fixes how much is kept, so that no budget is given with it.
+        read: `(name, value) -> value` in place of the reader of the field's type.
+    """
+    told = {"allowed": None if allowed is None else tuple(allowed), "low": low, "high": high, "zero": zero}
+    return dataclasses.field(default=default, metadata={"help": help, "amount": amount, "read": read, **told})
+
+
+@cache
+def options_in(cls: type) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """Option fields of a method's class (all but `tokens`) with their types, "or None" left out."""
+    hints, out = get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        if field.name != "tokens":
+            kind = hints[field.name]
+            if get_origin(kind) in (Union, types.UnionType):
+                kind = next(k for k in get_args(kind) if k is not type(None))
+            out[field.name] = (field, kind)
+    return out
+
+
+def read(field: dataclasses.Field, kind: Any, value: Any) -> Any:
+    """`value` as the type of `field`, or an error that says what is allowed."""
+    name, told = field.name, field.metadata
+    if value is None and field.default is None:
+        return None
+    if told.get("read"):
+        return told["read"](name, value)
+    if told.get("allowed"):
+        return choice(name, value, told["allowed"])
+    if kind is bool:
+        return on_off(name, value)
+    if kind is int:
+        return integer(name, value, told.get("low"), told.get("high"))
+    if kind is float:
+        return share(name, value, told.get("zero", True))
+    if kind == tuple[int, ...]:
+        return integers(name, value)
+    if kind == tuple[float, ...]:
+        return shares(name, value)
+    return value
+
+
+def spell(value: Any) -> Any:
+    """`value` as it is written on a command line and in rows: "on"/"off", "8,16,24"; all else unchanged."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple) and all(isinstance(item, (int, float)) for item in value):
+        return value[0] if len(value) == 1 else ",".join(map(str, value))
+    return value
 
 
 def on_off(name: str, value: Any) -> bool:
     """True/False from a bool or "on"/"off"."""
     table = {"on": True, "off": False, "true": True, "false": False, True: True, False: False}
     key = value.lower() if isinstance(value, str) else value
-    if key not in table:
+    if not isinstance(key, (str, bool, int)) or key not in table:
         raise VisionDropError(f"{name}={value!r}: allowed are 'on' and 'off'")
     return table[key]
 
@@ -20,13 +96,6 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise VisionDropError(f"{name}={value!r}: allowed are {', '.join(map(repr, allowed))}")
     return value
-
-
-def score_rule(score: Any, score_mask: Any, allowed_masks: Sequence[str]) -> None:
-    """Check a decoder stage's `score` ("visual" or "text") and `score_mask`, which only visual scores have."""
-    choice("score", score, ("visual", "text")), choice("score_mask", score_mask, allowed_masks)
-    if score == "text" and score_mask != "causal":
-        raise VisionDropError(f"score_mask={score_mask!r}: a mask needs score='visual', not 'text'")
 
 
 def integers(name: str, value: Any) -> tuple[int, ...]:
@@ -39,36 +108,29 @@ def integers(name: str, value: Any) -> tuple[int, ...]:
         raise VisionDropError(f"{name}={value!r}: give whole numbers, e.g. {name}=8,16,24") from None
 
 
-def integer(name: str, value: Any, low: int, high: int) -> int:
-    """A whole number in low … high."""
+def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """A whole number, in low … high where they are given."""
     try:
         number = int(value)
-        if number != float(value) or not low <= number <= high:
+        if number != float(value) or not (number if low is None else low) <= number <= (
+            number if high is None else high
+        ):
             raise ValueError
-    except (TypeError, ValueError):
-        raise VisionDropError(f"{name}={value!r}: allowed are whole numbers in {low} … {high}") from None
+    except (TypeError, ValueError, OverflowError):
+        among = "" if low is None or high is None else f" in {low} … {high}"
+        raise VisionDropError(f"{name}={value!r}: allowed are whole numbers{among}") from None
     return number
 
 
-def fraction(name: str, value: Any) -> float:
-    """A number in (0, 1]."""
+def share(name: str, value: Any, zero: bool = True) -> float:
+    """A number in [0, 1], or in (0, 1]."""
     try:
         number = float(value)
-        if not 0 < number <= 1:
+        if not 0 <= number <= 1 or not (number or zero):
             raise ValueError
     except (TypeError, ValueError):
-        raise VisionDropError(f"{name}={value!r}: allowed are numbers above 0 and up to 1") from None
-    return number
-
-
-def share(name: str, value: Any) -> float:
-    """A number in [0, 1]."""
-    try:
-        number = float(value)
-        if not 0 <= number <= 1:
-            raise ValueError
-    except (TypeError, ValueError):
-        raise VisionDropError(f"{name}={value!r}: allowed are numbers from 0 to 1") from None
+        among = "from 0 to 1" if zero else "above 0 and up to 1"
+        raise VisionDropError(f"{name}={value!r}: allowed are numbers {among}") from None
     return number
 
 
@@ -90,25 +152,18 @@ def shares(name: str, value: Any) -> tuple[float, ...]:
     return tuple(share(name, item) for item in (value if isinstance(value, Sequence) else [value]))
 
 
-def amounts(tokens: int | None, **explicit: Any) -> None:
-    """Check that a method is given exactly one of: a budget, a preset, explicit amounts.
+def one_way(tokens: int | None, **amounts: Any) -> None:
+    """Check that exactly one is given of: a budget, a preset, explicit amounts.
 
     Args:
-        explicit: the method's options that fix amounts, `preset` among them where it has presets; None = not given.
+        amounts: the method's options that fix amounts, `preset` among them where it has presets; None = not given.
     """
-    given = {name: value for name, value in explicit.items() if value is not None}
+    given = {name: value for name, value in amounts.items() if value is not None}
     ways = (tokens is not None) + ("preset" in given) + bool(given.keys() - {"preset"})
     if ways == 0:
-        others = "".join(f", or {name}=…" for name in explicit)
+        others = "".join(f", or {name}=…" for name in amounts)
         raise VisionDropError(f"nothing says how much to keep: give tokens=64 (--tokens 64){others}")
     if ways > 1:
         budget = {} if tokens is None else {"tokens": tokens}
         both = " and ".join(f"{name}={value!r}" for name, value in {**budget, **given}.items())
         raise VisionDropError(f"{both} given together: give the budget, or a preset, or explicit amounts")
-
-
-def preset_of(name: Any, presets: Mapping[str, Any]) -> Any:
-    """The settings called `name`."""
-    if name not in presets:
-        raise VisionDropError(f"preset={name!r}: allowed are {', '.join(map(repr, presets))}")
-    return presets[name]

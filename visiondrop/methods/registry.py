@@ -1,33 +1,41 @@
-"""Methods by name.  A method is one file with a plan (`tokens, shape, **options -> Plan`) and its selectors.
+"""Methods by name.  A method is one file: a dataclass with a plan (see `methods.method`), and its selectors.
 
-from visiondrop import register
-
-@register("mine")
-def plan(tokens, shape, *, strength=0.5): ...
+A plain function `plan(tokens, shape, *, option=default) -> Plan | None` may be registered too; its keyword arguments
+are the options.
 """
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import VisionDropError, closest
+from ..plans.budget import check_budget, scaling_notes
 from ..plans.plan import Plan
 from ..plans.schedule import ranges
 from ..plans.shape import VisualShape
+from .composed import JOIN, Composed
+from .method import Method, from_function
+from .options import options_in, spell
 
-_METHODS: dict[str, Callable[..., Plan]] = {}
+_METHODS: dict[str, type[Method]] = {}
 
 
-def register(name: str) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:
-    """Decorator: make `plan(tokens, shape, **options)` available as method `name`; a later one replaces an earlier."""
+def register(name: str) -> Callable[[Any], Any]:
+    """Decorator: make a `Method` class, or a plan function, available as `name`; a later one replaces an earlier."""
 
-    def add(function: Callable[..., Plan]) -> Callable[..., Plan]:
-        _METHODS[name] = function
-        return function
+    def add(given: Any) -> Any:
+        cls = given if isinstance(given, type) else from_function(name, given)
+        if not (issubclass(cls, Method) and is_dataclass(cls) and "__dataclass_params__" in vars(cls)):
+            raise VisionDropError(
+                f"register({name!r}) of {cls.__name__}: give a plan function, or a subclass of `visiondrop.Method` that is "
+                "a dataclass itself: @dataclass(frozen=True, kw_only=True)"
+            )
+        cls.name = name
+        _METHODS[name] = cls
+        return given
 
     return add
 
@@ -43,13 +51,29 @@ def available() -> list[str]:
     return sorted(_METHODS)
 
 
-def options_of(name: str) -> dict[str, Any]:
-    """Option names of a method and their defaults."""
+def method_class(name: str) -> type[Method]:
+    """The class registered as `name`."""
     names = available()
     if name not in names:
         raise VisionDropError(f"unknown method {name!r}: {closest(name, names)}")
-    parameters = list(inspect.signature(_METHODS[name]).parameters.values())[2:]
-    return {p.name: None if p.default is p.empty else p.default for p in parameters}
+    return _METHODS[name]
+
+
+def _parts(name: str) -> dict[str, str]:
+    """{"encoder": name, "decoder": name} of "name+name"."""
+    parts = name.split(JOIN)
+    if len(parts) != 2:
+        raise VisionDropError(f"method {name!r}: two methods can be joined, an encoder stage first: vispruner+fastv")
+    return dict(zip(("encoder", "decoder"), parts))
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Option names of a method and their defaults, as written on a command line."""
+    if JOIN in name:
+        nested = {f"{at}.{k}": v for at, part in _parts(name).items() for k, v in options_of(part).items()}
+        return {"encoder_share": None, **nested}
+    fields = [f for f, _ in options_in(method_class(name)).values()]
+    return {f.name: None if f.default is MISSING else spell(f.default) for f in fields}
 
 
 def check_options(method: str, options: dict[str, Any]) -> None:
@@ -58,6 +82,44 @@ def check_options(method: str, options: dict[str, Any]) -> None:
     for name in options:
         if name not in allowed:
             raise VisionDropError(f"method {method!r} has no option {name!r}: {closest(name, allowed)}")
+
+
+def parse(method: str, tokens: int | None = None, options: dict[str, Any] | None = None) -> Method:
+    """The method called `method` with options in Python or as text: parse("visiondrop", 64, {"merge": "off"}).
+
+    "vispruner+fastv" is `compose(encoder=VisPruner(...), decoder=FastV(...))`, with options `encoder.x` and `decoder.y`.
+    """
+    options = dict(options or {})
+    check_options(method, options)
+    if JOIN not in method:
+        return method_class(method)(tokens=tokens, **options)
+    parts = {}
+    for at, name in _parts(method).items():
+        own = {k.split(".", 1)[1]: v for k, v in options.items() if k.startswith(f"{at}.")}
+        parts[at] = method_class(name)(**own)
+    return Composed(tokens=tokens, encoder_share=options.get("encoder_share"), **parts)
+
+
+def request(
+    method: str | Method, tokens: int | None, options: dict[str, Any]
+) -> tuple[str, int | None, dict[str, Any]]:
+    """(name, budget, options) of a method given by name or as a value, as rows and ledgers record it."""
+    if isinstance(method, str):
+        return method, tokens, options
+    if not isinstance(method, Method):
+        raise VisionDropError(
+            f"method {method!r}: give a name, e.g. 'visiondrop', or a value, e.g. VisionDrop(tokens=64)"
+        )
+    if options or (tokens is not None and method.tokens not in (None, tokens)):
+        more = {**({} if tokens is None else {"tokens": tokens}), **options}
+        raise VisionDropError(
+            f"{', '.join(f'{k}={v!r}' for k, v in more.items())} beside {method!r}: set it in the value"
+        )
+    if not method.name:
+        raise VisionDropError(
+            f"{type(method).__name__} has no name: decorate the class with @visiondrop.register('name')"
+        )
+    return method.name, method.tokens if tokens is None else tokens, method.options()
 
 
 def make_plan(method: str, tokens: int | None, shape: VisualShape, options: dict[str, Any]) -> Plan:
@@ -70,12 +132,13 @@ def make_plan(method: str, tokens: int | None, shape: VisualShape, options: dict
     """
     check_options(method, options)
     if tokens is not None:
-        tokens = _check_budget(tokens, shape)
-    plan = _METHODS[method](tokens, shape, **options)
+        tokens = check_budget(tokens, shape)
+    value = parse(method, tokens, options)
+    plan = value.plan(tokens, shape)
     if plan is None:
         # One probe costs tens of microseconds, so the reachable set is simply tried out.
         limit = shape.nominal if shape.units != shape.nominal_units else max(shape.tokens, shape.nominal)
-        good = [t for t in range(1, limit + 1) if _METHODS[method](t, shape, **options) is not None]
+        good = [t for t in range(1, limit + 1) if value.plan(t, shape) is not None]
         what = (
             f"reachable with these settings: {ranges(good)}" if good else "no budget is reachable with these settings"
         )
@@ -83,37 +146,5 @@ def make_plan(method: str, tokens: int | None, shape: VisualShape, options: dict
             f"a budget of {tokens} tokens is not reachable for method {method!r} on {shape.tokens} visual tokens and "
             f"{shape.layers} layers; {what}"
         )
-    notes = plan.notes + (() if tokens is None else _scaling_notes(plan, shape))
+    notes = plan.notes + (() if tokens is None else scaling_notes(plan, shape))
     return replace(plan, method=method, tokens=tokens, options=dict(options), notes=notes)
-
-
-def _scaling_notes(plan: Plan, shape: VisualShape) -> tuple[str, ...]:
-    """What the budget means for an image of another size than it is stated for."""
-    if not plan.active:
-        return ()
-    if plan.encoder is not None:
-        units = "crops" if shape.canvas or shape.source.startswith("anyres") else "frames"
-        if shape.units == shape.nominal_units:
-            return ()
-        return (
-            f"the budget is stated for {shape.nominal_units} {units}; this image has {shape.units} {units} and gets "
-            f"{shape.units}/{shape.nominal_units} of it",
-        )
-    if shape.tokens == shape.nominal:
-        return ()
-    return (
-        f"the budget is stated for {shape.nominal} visual tokens; this image has {shape.tokens} of {shape.nominal} and "
-        "keeps the same fractions",
-    )
-
-
-def _check_budget(tokens: Any, shape: VisualShape) -> int:
-    if isinstance(tokens, bool) or int(tokens) != tokens:
-        raise VisionDropError(f"tokens={tokens!r}: the budget is a whole number of tokens, e.g. tokens=64")
-    most = max(shape.nominal, shape.tokens)
-    if not 1 <= tokens <= most:
-        raise VisionDropError(
-            f"tokens={tokens}: the budget is the mean number of visual tokens per LLM layer and must lie in 1 … "
-            f"{most}, the image's own count"
-        )
-    return int(tokens)

@@ -4,7 +4,7 @@ Used by the controls that know about places (`uniform`, `pool`).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from .schedule import nearest
 from .shape import VisualShape
 
+KEPT = "kept"  # the layout of a sequence of which an encoder stage has taken tokens away
 ELONGATION = 2  # a cell may be this much longer than a patch's shape: 128 = 8 x 16 on a square, but not 4 x 32
 
 
@@ -37,7 +38,7 @@ def grids(shape: VisualShape) -> list[Grid] | None:
     [CLS] rows and newlines, where the sequence has any, belong to no grid.
     """
     side = math.isqrt(shape.patches)
-    if side * side != shape.patches:
+    if side * side != shape.patches or shape.source == KEPT:
         return None
     if shape.canvas is not None:
         rows, columns = shape.canvas
@@ -49,6 +50,11 @@ def grids(shape: VisualShape) -> list[Grid] | None:
         return None
     cls = 0 if shape.source == "anyres" else step - shape.patches  # an untiled anyres picture ends with a newline
     return [Grid(unit * step + cls, side, side, side) for unit in range(shape.units)]
+
+
+def left_over(shape: VisualShape, kept: int) -> VisualShape:
+    """The image as the language model gets it from an encoder stage that keeps `kept` tokens per unit: no grid."""
+    return replace(shape, patches=kept, length=0, canvas=None, source=KEPT)
 
 
 def cls_slots(shape: VisualShape) -> list[int]:

@@ -15,45 +15,82 @@ from .shape import VisualShape
 
 
 @dataclass(frozen=True)
-class EncoderStage:
+class Kept:
+    """How many tokens a stage returns, in the order in which its selection has them.
+
+    Attributes:
+        dominant: tokens kept as they are; after an encoder stage [CLS], where kept, counts among them.
+        contextual: tokens that stand for merged ones.
+    """
+
+    dominant: int
+    contextual: int = 0
+
+    @property
+    def total(self) -> int:
+        """All tokens the stage returns."""
+        return self.dominant + self.contextual
+
+
+class _Keeps:
+    """What both kinds of stage have: `kept`, where a whole number stands for as many dominant tokens."""
+
+    kept: Kept
+
+    def __post_init__(self):
+        if not isinstance(self.kept, Kept):
+            object.__setattr__(self, "kept", Kept(self.kept))
+
+    @property
+    def keep(self) -> int:
+        """Tokens after the stage."""
+        return self.kept.total
+
+    @property
+    def dominant(self) -> int:
+        """Of `keep`, the tokens kept as they are."""
+        return self.kept.dominant
+
+    @property
+    def contextual(self) -> int:
+        """Of `keep`, the tokens that stand for merged ones."""
+        return self.kept.contextual
+
+
+@dataclass(frozen=True)
+class EncoderStage(_Keeps):
     """Reduction between the vision tower and the projector, unit by unit.
 
     Attributes:
-        keep: rows per unit that go to the projector (dominant + contextual).
-        select: `EncoderView -> Selection`.
-        dominant, contextual: the parts of `keep`; [CLS], where kept, counts as dominant.
+        kept: rows per unit that go to the projector.
+        select: `(EncoderView, Kept) -> Selection`, a plain function; its settings are bound with `functools.partial`.
         order: how the units' rows are lined up for the LLM: "unit" (unit after unit) or the multi-crop orders
             "canvas" (VisionZip) and "raster" (VisPruner).
     """
 
-    keep: int
-    select: Callable[[Any], Any]
-    dominant: int
-    contextual: int = 0
+    kept: Kept
+    select: Callable[[Any, Kept], Any]
     order: str = "unit"
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(_Keeps):
     """Reduction on entry of a decoder layer.
 
     Attributes:
         layer: first 0-based layer that sees the shorter sequence.
-        keep: visual tokens after the stage.
-        select: `View -> Selection`.
+        kept: visual tokens after the stage.
+        select: `(View, Kept) -> Selection`, a plain function; its settings are bound with `functools.partial`.
         probe: the layer whose projections give the scores: `layer` itself (VisionDrop, PyramidDrop), an earlier one
             (FastV, SparseVLM), or None when no attention is asked for.
         scoring: what the scores cost, for FLOPs: "visual", "row", "rows" or "".
-        dominant, contextual: the parts of `keep`.
     """
 
     layer: int
-    keep: int
-    select: Callable[[Any], Any]
+    kept: Kept
+    select: Callable[[Any, Kept], Any] | None
     probe: int | None = None
     scoring: str = ""
-    dominant: int = 0
-    contextual: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,8 +98,9 @@ class Plan:
     """All that a method does to one image shape.
 
     Attributes:
-        positions: "compact" (every segment counts its tokens 0..n-1, as the official VisionDrop and PyramidDrop do)
-            or "original" (survivors keep their position, as FastV does).
+        positions: "compact" (every segment counts its tokens 0..n-1, as the official VisionDrop and PyramidDrop do),
+            "original" (survivors keep their position, as FastV does) or "entry" (they keep the one they had on entry of
+            the LLM, where positions are numbered anew after an encoder stage).
         text_guided: a score reads the question, so the pruned image cannot be reused for another one.
         seeded: a random choice is made from a fingerprint of the image's pixels (`view.seeds`).
         begin: called once with the view of the stack's input; what it stores in `view.memory` is kept for the stages.
@@ -83,8 +121,8 @@ class Plan:
 
     def __post_init__(self):
         """Stages must lie inside the stack, in order, and never grow the sequence."""
-        if self.positions not in ("compact", "original"):
-            raise VisionDropError(f"positions={self.positions!r}: allowed are 'compact' and 'original'")
+        if self.positions not in ("compact", "original", "entry"):
+            raise VisionDropError(f"positions={self.positions!r}: allowed are 'compact', 'original' and 'entry'")
         counts, edges = self.counts, [s.layer for s in self.stages]
         if edges != sorted(set(edges)) or any(not 0 <= e < self.shape.layers for e in edges):
             raise VisionDropError(

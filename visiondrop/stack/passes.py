@@ -87,7 +87,8 @@ class PrefillRun(_Run):
         self.width, self.lengths = layout.width, list(layout.lengths)
         self.groups = self._group(pruner, layout)
         self.compact = all(g.plan.positions == "compact" for g in self.groups)
-        self.positions = None if self.compact else self._original_positions(position_ids)
+        self.entry = any(g.plan.positions == "entry" for g in self.groups)
+        self.positions = None if self.compact or self.entry else self._original_positions(position_ids)
         self.stages: dict[int, list[tuple[Group, Stage]]] = {}
         for group in self.groups:
             for stage in group.plan.live_stages:
@@ -165,6 +166,8 @@ class PrefillRun(_Run):
         arrived = [(g, g.plan.entry) for g in self.groups if g.plan.encoder is not None]
         if arrived:
             self._replace([(g, None, n) for g, n in arrived])
+        if self.entry:
+            self.positions = self._numbered(cache_count(self.cache, 0)).expand(len(self.lengths), -1)
         for group in self.groups:
             if group.plan.begin is not None:
                 group.plan.begin(View(self, group, group.count, None))
@@ -173,7 +176,7 @@ class PrefillRun(_Run):
         changes = []
         for group, stage in self.stages[layer]:
             view = View(self, group, stage.keep, stage.probe)
-            selection = stage.select(view)
+            selection = stage.select(view, stage.kept)
             states = view.hidden
             value = gather_rows(states, selection.index) if selection.value is None else selection.value
             if self.recorder is not None:
@@ -283,15 +286,17 @@ class PrefillRun(_Run):
 
     def _embed_positions(self, count: int | Tensor) -> None:
         """Rotary embedding of the tokens in hand, after `count` earlier ones (int, or [B] long)."""
-        positions = self.positions
-        if self.compact:
-            device = self.hidden.device
-            positions = torch.arange(self.width, device=device)[None]
-            if any(n < self.width for n in self.lengths):
-                pad = torch.tensor([self.width - n for n in self.lengths], device=device)
-                positions = (positions - pad[:, None]).clamp(min=0)
-            positions = positions + (count if isinstance(count, int) else count[:, None])
+        positions = self._numbered(count) if self.compact else self.positions
         self.rope = self.stack.rotary_emb(self.hidden, position_ids=positions)
+
+    def _numbered(self, count: int | Tensor) -> Tensor:
+        """[B or 1, L] long: the tokens in hand, numbered after `count` earlier ones."""
+        device = self.hidden.device
+        positions = torch.arange(self.width, device=device)[None]
+        if any(n < self.width for n in self.lengths):
+            pad = torch.tensor([self.width - n for n in self.lengths], device=device)
+            positions = (positions - pad[:, None]).clamp(min=0)
+        return positions + (count if isinstance(count, int) else count[:, None])
 
     def _valid_entries(self, i: int) -> list[int]:
         """Valid tokens of every row that layer `i` holds after this pass."""
@@ -313,6 +318,8 @@ class ContinueRun(_Run):
         segments = cache.segments
         if pruner.compact:
             positions = _stack_positions(segments, rows, self.tokens, valid, hidden.device)
+        elif pruner.plan.positions == "entry":  # numbered by what the first layer holds
+            positions = _stack_positions(segments[:1], rows, self.tokens, valid, hidden.device)
         else:
             logical = torch.arange(self.tokens, device=hidden.device)[None] + cache.logical
             positions = (logical if position_ids is None else position_ids)[None]

@@ -1,31 +1,35 @@
 """Control: patches spread evenly over the image, chosen before the LLM whatever they show, without [CLS]."""
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 
 from ...ops.selection import Selection
 from ...plans.grids import grids, kept_of, spread
-from ...plans.plan import Plan, Stage
+from ...plans.plan import Kept, Plan, Stage
 from ...plans.shape import VisualShape
-from ..options import amounts
+from ..method import Method
 from ..registry import register
 
 
 @register("uniform")
-def plan(tokens: int | None, shape: VisualShape) -> Plan | None:
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Method):
     """`tokens` of the nominal number of visual tokens, or the same share of another number.
 
     A regular sub-grid where the number allows it (64: 8 x 8 of 24 x 24), else rows of nearly equal numbers.  With
     several grids each gets its share by area; where the places of the tokens are not known, every n-th of the sequence.
-
-    Returns:
-        The plan, or None where the budget cannot be met.
     """
-    amounts(tokens)
-    keep = kept_of(tokens, shape)
-    places = sub_grid(shape, keep)
-    if places is None:
-        return None
-    return Plan("uniform", shape, stages=(Stage(0, keep, selector(places), dominant=keep),))
+
+    def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None:
+        """One stage on entry of the first layer.  None: budget out of reach."""
+        self.one_way(tokens)
+        keep = kept_of(tokens, shape)
+        places = sub_grid(shape, keep)
+        if places is None:
+            return None
+        return Plan("uniform", shape, stages=(Stage(0, Kept(keep), partial(select, places=places)),))
 
 
 def sub_grid(shape: VisualShape, keep: int) -> torch.Tensor | None:
@@ -45,11 +49,7 @@ def sub_grid(shape: VisualShape, keep: int) -> torch.Tensor | None:
     return torch.cat(chosen)
 
 
-def selector(places: torch.Tensor):
-    """The slots `places` [K], the same in every image; states unchanged."""
-
-    def select(view) -> Selection:
-        hidden = view.hidden
-        return Selection(index=places.to(hidden.device).expand(len(hidden), -1))
-
-    return select
+def select(view, kept: Kept, places: torch.Tensor) -> Selection:
+    """The slots `places` [K = kept.dominant], the same in every image; states unchanged."""
+    hidden = view.hidden
+    return Selection(index=places.to(hidden.device).expand(len(hidden), -1))

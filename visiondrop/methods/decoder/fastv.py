@@ -6,11 +6,14 @@ The paper's text averages over all queries; the code, followed here, takes the l
 Budgets by (K * N + (L - K) * keep) / L with K = 2 of 32 layers: keep 166 / 98 / 30 of 576 for 192 / 128 / 64.
 """
 
+from dataclasses import dataclass
+
 from ...ops.selection import Selection, top_k
-from ...plans.plan import Plan, Stage
+from ...plans.plan import Kept, Plan, Stage
 from ...plans.schedule import nearest, scale_layers
 from ...plans.shape import VisualShape
-from ..options import amounts, integer, preset_of
+from ..method import Method
+from ..options import integer, one_way, option
 from ..registry import register
 
 FULL_LAYERS = 2  # K, of 32
@@ -26,43 +29,39 @@ PRESET_TOKENS = 576
 
 
 @register("fastv")
-def plan(
-    tokens: int | None,
-    shape: VisualShape,
-    *,
-    k: int | str | None = None,
-    keep: int | str | None = None,
-    preset: str | None = None,
-) -> Plan | None:
-    """`keep` visual tokens from layer `k` on, all of them before.
+@dataclass(frozen=True, kw_only=True)
+class FastV(Method):
+    """`keep` visual tokens from layer `k` on, all of them before."""
 
-    Args:
-        k: layers of *this* stack that see every visual token; default 2 of 32, scaled to its depth.
-        keep: tokens kept, instead of a budget.
-        preset: "keep-144" and others: K (scaled to the depth) and the share kept, instead of a budget.
+    k: int | None = option(
+        None, f"layers of this stack that see every visual token; default {FULL_LAYERS} of 32, scaled to its depth"
+    )
+    keep: int | None = option(None, "tokens kept, instead of a budget", amount=True)
+    preset: str | None = option(
+        None, "K (scaled to the depth) and the share kept, instead of a budget", allowed=PRESETS, amount=True
+    )
 
-    Returns:
-        The plan; another number of visual tokens than nominal keeps the same fraction.  None: budget out of reach.
-    """
-    amounts(tokens, preset=preset, keep=keep)
-    if preset is not None:
-        amounts(None, preset=preset, k=k)
-    full, share = (FULL_LAYERS, None) if preset is None else preset_of(preset, PRESETS)
-    full = scale_layers((full,), shape.layers)[0] if k is None else integer("k", k, 1, shape.layers - 1)
-    if keep is not None:
-        count = integer("keep", keep, 0, shape.tokens)
-    elif preset is not None:
-        count = nearest(share * shape.tokens / PRESET_TOKENS)
-    else:
-        fraction = (shape.layers * tokens / shape.nominal - full) / (shape.layers - full)
-        if not 0 <= fraction <= 1:
-            return None
-        count = nearest(fraction * shape.tokens)
-    stage = Stage(full, count, select, probe=full - 1, scoring="row", dominant=count)
-    return Plan("fastv", shape, stages=(stage,), positions="original", text_guided=True)
+    def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None:
+        """One stage; another number of visual tokens than nominal keeps the same fraction.  None: budget out of reach."""
+        self.one_way(tokens)
+        if self.preset is not None:
+            one_way(None, preset=self.preset, k=self.k)
+        full, share = PRESETS.get(self.preset, (FULL_LAYERS, None))
+        full = scale_layers((full,), shape.layers)[0] if self.k is None else integer("k", self.k, 1, shape.layers - 1)
+        if self.keep is not None:
+            count = integer("keep", self.keep, 0, shape.tokens)
+        elif self.preset is not None:
+            count = nearest(share * shape.tokens / PRESET_TOKENS)
+        else:
+            fraction = (shape.layers * tokens / shape.nominal - full) / (shape.layers - full)
+            if not 0 <= fraction <= 1:
+                return None
+            count = nearest(fraction * shape.tokens)
+        stage = Stage(full, Kept(count), select, probe=full - 1, scoring="row")
+        return Plan("fastv", shape, stages=(stage,), positions="original", text_guided=True)
 
 
-def select(view) -> Selection:
-    """The `view.keep` slots with the largest score [I, n], ascending; states unchanged."""
+def select(view, kept: Kept) -> Selection:
+    """The `kept.dominant` slots with the largest score [I, n], ascending; states unchanged."""
     scores = view.from_last_token()
-    return Selection(index=top_k(scores, view.keep), scores=scores)
+    return Selection(index=top_k(scores, kept.dominant), scores=scores)

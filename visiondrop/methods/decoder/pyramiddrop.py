@@ -7,72 +7,68 @@ Budgets as the author answered (PyramidDrop#29): layers [2, 8, 16] of 32, ratios
 `score="visual"` is Fig. 2 of the VisionDrop paper: same layers and ratios, VisionDrop's stage score.
 """
 
+from dataclasses import dataclass
+from functools import partial
+
 from ...errors import VisionDropError
 from ...ops.scores import SCORE_MASKS
 from ...ops.selection import Selection, top_k
-from ...plans.plan import Plan, Stage
+from ...plans.plan import Kept, Plan, Stage
 from ...plans.schedule import check_layers, decay, scale_layers, segment_lengths
 from ...plans.shape import VisualShape
-from ..options import amounts, integers, preset_of, score_rule, shares
+from ..method import SCORES, Method, check_score
+from ..options import one_way, option, spell
 from ..registry import register
 
 LAYERS = (2, 8, 16)  # of 32; the author's list for small budgets
 PRESETS = {  # (layers of 32, λ), see configs/methods/pyramiddrop.yaml
-    "default": ((8, 16, 24), 0.5),
-    "author-64": ((2, 8, 16), 0.19),
+    "default": ((8, 16, 24), (0.5,)),
+    "author-64": ((2, 8, 16), (0.19,)),
 }
 
 
 @register("pyramiddrop")
-def plan(
-    tokens: int | None,
-    shape: VisualShape,
-    *,
-    score: str = "text",
-    layers: str | tuple[int, ...] | None = None,
-    ratio: float | str | tuple[float, ...] | None = None,
-    preset: str | None = None,
-    score_mask: str = "causal",
-) -> Plan | None:
-    """Counts int(N), int(N λ), int(N λ²) … with λ solved so that the mean over layers is `tokens`.
+@dataclass(frozen=True, kw_only=True)
+class PyramidDrop(Method):
+    """Counts int(N), int(N λ), int(N λ²) … with λ solved so that the mean over layers is `tokens`."""
 
-    Args:
-        score: "text" (the prompt's last token), or "visual" (attention received from visual tokens).
-        layers: stage layers of *this* stack; default 2, 8, 16 of 32, scaled to its depth.
-        ratio: λ, or the share of N each stage keeps ("0.5,0.25,0.125"), instead of a budget.
-        preset: "default" (layers 8, 16, 24, λ = 0.5: mean 270 of 576) or "author-64", instead of a budget.
-        score_mask: for score="visual", see `scores.received`.
+    score: str = option("text", "the prompt's last token, or attention received from visual tokens", allowed=SCORES)
+    layers: tuple[int, ...] | None = option(
+        None, "stage layers of this stack; default 2, 8, 16 of 32, scaled to its depth"
+    )
+    ratio: tuple[float, ...] | None = option(
+        None, "λ, or the share of N each stage keeps (0.5,0.25,0.125), instead of a budget", amount=True
+    )
+    preset: str | None = option(
+        None, "default: layers 8, 16, 24, λ = 0.5 (mean 270 of 576); instead of a budget", allowed=PRESETS, amount=True
+    )
+    score_mask: str = option("causal", "for score=visual, see `scores.received`", allowed=SCORE_MASKS)
 
-    Returns:
-        The plan; another number of visual tokens than nominal keeps the same fractions.  None: budget out of reach.
-    """
-    amounts(tokens, preset=preset, ratio=ratio)
-    if preset is not None:
-        amounts(None, preset=preset, layers=layers)
-    score_rule(score, score_mask, SCORE_MASKS)
-    reference, factor = (LAYERS, ratio) if preset is None else preset_of(preset, PRESETS)
-    at = (
-        scale_layers(reference, shape.layers)
-        if layers is None
-        else check_layers(integers("layers", layers), shape.layers)
-    )
-    if factor is None:
-        kept = solve(at, shape.layers, tokens / shape.nominal)
-        if kept is None:
-            return None
-    else:
-        kept = shares("ratio", factor)
-        kept = tuple(kept[0] ** s for s in range(1, len(at) + 1)) if len(kept) == 1 else kept
-        if len(kept) != len(at):
-            raise VisionDropError(
-                f"ratio={factor!r}: give one number, or one for each of the {len(at)} stages at {list(at)}"
-            )
-    pick = selector(score, score_mask)
-    stages = tuple(
-        Stage(layer, count, pick, layer, "row" if score == "text" else "visual", count)
-        for layer, count in zip(at, (int(shape.tokens * share) for share in kept))
-    )
-    return Plan("pyramiddrop", shape, stages=stages, text_guided=score == "text")
+    def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None:
+        """A stage per layer; another number of visual tokens than nominal keeps the same fractions.  None: out of reach."""
+        self.one_way(tokens)
+        if self.preset is not None:
+            one_way(None, preset=self.preset, layers=self.layers)
+        check_score(self.score, self.score_mask)
+        reference, factor = (LAYERS, self.ratio) if self.preset is None else PRESETS[self.preset]
+        at = scale_layers(reference, shape.layers) if self.layers is None else check_layers(self.layers, shape.layers)
+        if factor is None:
+            kept = solve(at, shape.layers, tokens / shape.nominal)
+            if kept is None:
+                return None
+        else:
+            kept = tuple(factor[0] ** s for s in range(1, len(at) + 1)) if len(factor) == 1 else factor
+            if len(kept) != len(at):
+                raise VisionDropError(
+                    f"ratio={spell(factor)}: give one number, or one for each of the {len(at)} stages at {list(at)}"
+                )
+        text = self.score == "text"
+        pick = by_text if text else partial(by_image, mask=self.score_mask)
+        stages = tuple(
+            Stage(layer, Kept(int(shape.tokens * share)), pick, layer, "row" if text else "visual")
+            for layer, share in zip(at, kept)
+        )
+        return Plan("pyramiddrop", shape, stages=stages, text_guided=text)
 
 
 def solve(layers: tuple[int, ...], depth: int, fraction: float) -> tuple[float, ...] | None:
@@ -85,11 +81,13 @@ def solve(layers: tuple[int, ...], depth: int, fraction: float) -> tuple[float, 
     return tuple(factor**s for s in range(1, len(weights)))
 
 
-def selector(score: str, score_mask: str):
-    """The `view.keep` slots with the largest score [I, n] float32, ascending; states unchanged."""
+def by_text(view, kept: Kept) -> Selection:
+    """The `kept.dominant` slots the prompt's last token looks at most [I, n] float32, ascending; states unchanged."""
+    scores = view.from_last_token()
+    return Selection(index=top_k(scores, kept.dominant), scores=scores)
 
-    def select(view) -> Selection:
-        scores = view.from_last_token() if score == "text" else view.received(score_mask)
-        return Selection(index=top_k(scores, view.keep), scores=scores)
 
-    return select
+def by_image(view, kept: Kept, mask: str = "causal") -> Selection:
+    """The `kept.dominant` slots that receive most from visual queries [I, n] float32, ascending; states unchanged."""
+    scores = view.received(mask)
+    return Selection(index=top_k(scores, kept.dominant), scores=scores)

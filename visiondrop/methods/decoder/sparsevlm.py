@@ -9,8 +9,9 @@ above the mean all the text rates, and without text behind the image the prompt'
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,10 +19,11 @@ from torch import Tensor
 from ...errors import VisionDropError
 from ...ops.clustering import density_peaks
 from ...ops.selection import Selection, complement, gather_rows, top_k
-from ...plans.plan import Plan, Stage
+from ...plans.plan import Kept, Plan, Stage
 from ...plans.schedule import check_layers, nearest, scale_layers
 from ...plans.shape import VisualShape
-from ..options import amounts, integer, integers, on_off
+from ..method import Method
+from ..options import option, spell
 from ..registry import register
 
 LAYERS = (3, 7, 16)  # of 32, first to see fewer tokens: the authors' "after layers 2, 6, 15"
@@ -30,70 +32,76 @@ TABLE_TOKENS = 576
 
 
 @register("sparsevlm")
-def plan(
-    tokens: int | None,
-    shape: VisualShape,
-    *,
-    strict_budget: bool | str = "off",
-    keep: str | tuple[int, ...] | None = None,
-    layers: str | tuple[int, ...] | None = None,
-    noise: Sequence[Tensor] | None = None,
-    seed: int | str = 0,
-) -> Plan | None:
-    """The authors' tables for 192, 128, 96 and 64, which are means at layer outputs; the notes give both counts.
+@dataclass(frozen=True, kw_only=True)
+class SparseVLM(Method):
+    """The authors' tables for 192, 128, 96 and 64, which are means at layer outputs; the notes give both counts."""
 
-    Args:
-        strict_budget: on = amounts between the tables whose mean at layer inputs is `tokens`.
-        keep: tokens kept by each stage, clusters not counted, instead of a budget.
-        layers: first layers of *this* stack with fewer tokens; default 3, 7, 16 of 32, scaled to its depth.
-        noise: for each stage that prunes a 1-D tensor, uniform in [0, 1), one number per clustered token; the densities
-            get 1e-6 of it.  Drawn from `seed` and the image's fingerprint where not given.
-
-    Returns:
-        The plan, or None where the budget cannot be met.
-    """
-    amounts(tokens, keep=keep)
-    at = (
-        scale_layers(LAYERS, shape.layers) if layers is None else check_layers(integers("layers", layers), shape.layers)
+    strict_budget: bool = option(False, "on = amounts between the tables whose mean at layer inputs is `tokens`")
+    keep: tuple[int, ...] | None = option(
+        None, "tokens kept by each stage, clusters not counted, instead of a budget", amount=True
     )
-    if at[0] < 1:
-        raise VisionDropError(
-            f"layers={','.join(map(str, at))}: the layer before a stage gives its scores, so the first is 1 or more"
+    layers: tuple[int, ...] | None = option(
+        None, "first layers of this stack with fewer tokens; default 3, 7, 16 of 32, scaled to its depth"
+    )
+    noise: Sequence[Tensor] | None = option(
+        None,
+        "for each stage that prunes a 1-D tensor, uniform in [0, 1), one number per clustered token; the densities get 1e-6 "
+        "of it.  Drawn from `seed` and the image's fingerprint where not given",
+    )
+    seed: int = option(0, "of the noise", low=0, high=2**31 - 1)
+
+    def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None:
+        """Stages after three layers.  None: budget out of reach."""
+        self.one_way(tokens)
+        at = scale_layers(LAYERS, shape.layers) if self.layers is None else check_layers(self.layers, shape.layers)
+        if at[0] < 1:
+            raise VisionDropError(
+                f"layers={','.join(map(str, at))}: the layer before a stage gives its scores, so the first is 1 or more"
+            )
+        kept = self._kept(tokens, shape, at)
+        if kept is None:
+            return None
+        rows = cascade(kept, shape.tokens)
+        picks = self._picks([pool for _, pool, _ in rows])
+        stages = tuple(
+            Stage(layer, Kept(count, clusters), pick, layer - 1, "rows")
+            for layer, (count, _, clusters), pick in zip(at, rows, picks)
         )
-    seed = integer("seed", seed, 0, 2**31 - 1)
-    if keep is not None:
-        kept = integers("keep", keep)
-        if len(kept) != len(at) or min(kept) < 0:
-            raise VisionDropError(f"keep={keep!r}: give {len(at)} counts, one for each stage at {list(at)}")
-    elif on_off("strict_budget", strict_budget):
-        kept = solve(tokens * shape.tokens / shape.nominal, shape.tokens, at, shape.layers)
-    elif shape.nominal == TABLE_TOKENS:
-        kept = TABLES.get(tokens)
-    else:
+        notes = (_both_counts(tokens, [shape.tokens, *(stage.keep for stage in stages)], at, shape.layers),)
+        seeded = self.noise is None
+        return Plan("sparsevlm", shape, stages=stages, text_guided=True, seeded=seeded, begin=find_raters, notes=notes)
+
+    def _kept(self, tokens: int | None, shape: VisualShape, at: Sequence[int]) -> Sequence[int] | None:
+        """Tokens kept by each stage at the layers `at`, clusters not counted; None where the budget is out of reach."""
+        if self.keep is not None:
+            if len(self.keep) != len(at) or min(self.keep) < 0:
+                raise VisionDropError(
+                    f"keep={spell(self.keep)}: give {len(at)} counts, one for each stage at {list(at)}"
+                )
+            return self.keep
+        if self.strict_budget:
+            return solve(tokens * shape.tokens / shape.nominal, shape.tokens, at, shape.layers)
+        if shape.nominal == TABLE_TOKENS:
+            return TABLES.get(tokens)
         raise VisionDropError(
             f"sparsevlm has published amounts for {TABLE_TOKENS} visual tokens, not for {shape.nominal}: give "
             "strict_budget=on (--strict-budget), or keep=… with one count per stage"
         )
-    if kept is None:
-        return None
-    rows = cascade(kept, shape.tokens)
-    draws = _noise(noise, [pool for _, pool, _ in rows if pool], seed)
-    stages = tuple(
-        Stage(
-            layer,
-            count + clusters,
-            selector(count, clusters, next(draws)) if pool else None,
-            layer - 1,
-            "rows",
-            count,
-            clusters,
-        )
-        for layer, (count, pool, clusters) in zip(at, rows)
-    )
-    notes = (_both_counts(tokens, [shape.tokens, *(stage.keep for stage in stages)], at, shape.layers),)
-    return Plan(
-        "sparsevlm", shape, stages=stages, text_guided=True, seeded=noise is None, begin=find_raters, notes=notes
-    )
+
+    def _picks(self, pools: Sequence[int]) -> list[partial | None]:
+        """The selector of every stage from the sizes of the pools to cluster; None where a stage prunes nothing."""
+        sizes = [size for size in pools if size]
+        lengths = None if self.noise is None else [len(x) for x in self.noise]
+        if lengths not in (None, sizes):
+            raise VisionDropError(
+                f"noise of lengths {lengths}: give one 1-D tensor for each stage that prunes, of lengths {sizes}"
+            )
+        picks, stage = [], 0
+        for size in pools:
+            fed = self.noise[stage] if self.noise is not None and size else None
+            picks.append(partial(select, pool=size, stage=stage, seed=self.seed, noise=fed) if size else None)
+            stage += bool(size)
+        return picks
 
 
 def cascade(kept: Sequence[int], total: int) -> list[tuple[int, int, int]]:
@@ -149,26 +157,14 @@ def _both_counts(tokens: int | None, counts: Sequence[int], layers: Sequence[int
     )
 
 
-def _noise(fed: Sequence[Tensor] | None, sizes: Sequence[int], seed: int) -> Iterator[Callable[[Any], Tensor]]:
-    """For each pool of `sizes`, `draw(view) -> [I, size]` in [0, 1): fed, or drawn per image whatever the batch."""
-    lengths = None if fed is None else [len(x) for x in fed]
-    if lengths not in (None, list(sizes)):
-        raise VisionDropError(
-            f"noise of lengths {lengths}: give one 1-D tensor for each stage that prunes, of lengths {list(sizes)}"
-        )
-
-    def source(stage: int, size: int) -> Callable[[Any], Tensor]:
-        def draw(view) -> Tensor:
-            keys = [zlib.crc32(f"{seed} {image} {stage}".encode()) for image in view.seeds]
-            if fed is not None:
-                rows = [torch.as_tensor(fed[stage])] * len(keys)
-            else:
-                rows = [torch.rand(size, generator=torch.Generator().manual_seed(key)) for key in keys]
-            return torch.stack(rows).to(view.hidden.device, torch.float32)
-
-        return draw
-
-    return iter([source(stage, size) for stage, size in enumerate(sizes)])
+def draw(view, size: int, stage: int, seed: int, noise: Tensor | None = None) -> Tensor:
+    """[I, size] float32 in [0, 1): `noise` for every image, or drawn image by image whatever the batch."""
+    if noise is not None:
+        rows = [torch.as_tensor(noise)] * len(view.seeds)
+    else:
+        keys = [zlib.crc32(f"{seed} {image} {stage}".encode()) for image in view.seeds]
+        rows = [torch.rand(size, generator=torch.Generator().manual_seed(key)) for key in keys]
+    return torch.stack(rows).to(view.hidden.device, torch.float32)
 
 
 def find_raters(view) -> None:
@@ -197,25 +193,22 @@ def rate(view) -> Tensor:
     return (weights[:, None] @ rows)[:, 0] / weights.sum(dim=1, keepdim=True)
 
 
-def selector(count: int, clusters: int, draw: Callable[[Any], Tensor]):
-    """Keep `count` slots in order, then the means of `clusters` clusters of the best others; drop the rest.
+def select(view, kept: Kept, pool: int, stage: int, seed: int, noise: Tensor | None) -> Selection:
+    """Keep `kept.dominant` slots in order, then the means of `kept.contextual` clusters of the `pool` best others.
 
-    `draw(view)` gives the densities' noise, [I, size of the pool of best others].
+    Args:
+        stage, seed, noise: see `draw`; the densities' noise.
     """
-
-    def select(view) -> Selection:
-        scores, hidden, noise = rate(view), view.hidden, draw(view)
-        kept = top_k(scores, count)
-        pruned = complement(kept, hidden.shape[1])
-        candidates = pruned.gather(1, scores.gather(1, pruned).topk(noise.shape[1], dim=1).indices)  # by falling score
-        states = gather_rows(hidden, candidates).float()
-        centres, labels = density_peaks(states, clusters, noise)
-        member = torch.nn.functional.one_hot(labels, clusters).to(states.dtype)  # [I, pool, C]
-        means = (member.transpose(1, 2) @ states) / (member.sum(dim=1) + 1e-6).unsqueeze(-1)
-        index = torch.cat([kept, candidates.gather(1, centres)], dim=1)
-        merged = complement(index, hidden.shape[1])
-        fate = torch.full_like(scores, -1, dtype=torch.long).scatter_(1, candidates, labels)
-        value = torch.cat([gather_rows(hidden, kept), means.to(hidden.dtype)], dim=1)
-        return Selection(index, value, count, merged, fate.gather(1, merged), scores)
-
-    return select
+    scores, hidden, random = rate(view), view.hidden, draw(view, pool, stage, seed, noise)
+    chosen = top_k(scores, kept.dominant)
+    pruned = complement(chosen, hidden.shape[1])
+    candidates = pruned.gather(1, scores.gather(1, pruned).topk(pool, dim=1).indices)  # by falling score
+    states = gather_rows(hidden, candidates).float()
+    centres, labels = density_peaks(states, kept.contextual, random)
+    member = torch.nn.functional.one_hot(labels, kept.contextual).to(states.dtype)  # [I, pool, C]
+    means = (member.transpose(1, 2) @ states) / (member.sum(dim=1) + 1e-6).unsqueeze(-1)
+    index = torch.cat([chosen, candidates.gather(1, centres)], dim=1)
+    merged = complement(index, hidden.shape[1])
+    fate = torch.full_like(scores, -1, dtype=torch.long).scatter_(1, candidates, labels)
+    value = torch.cat([gather_rows(hidden, chosen), means.to(hidden.dtype)], dim=1)
+    return Selection(index, value, kept.dominant, merged, fate.gather(1, merged), scores)

@@ -5,47 +5,45 @@ copied it, and nothing in the decoder.  `dominant` counts [CLS]; a contextual to
 Budgets: 27 dominant to 5 contextual (54 + 10 is given for 64; 162 + 30, 108 + 20 and 27 + 5 follow).
 """
 
+from dataclasses import dataclass
+
 from ...errors import VisionDropError
-from ...plans.plan import EncoderStage, Plan
+from ...plans.plan import EncoderStage, Kept, Plan
 from ...plans.schedule import nearest, per_unit
 from ...plans.shape import VisualShape
-from ..options import amounts, integer
+from ..method import Method
+from ..options import integer, option
 from ..registry import register
-from ..staged.visiondrop import encoder_selector
+from ..staged.visiondrop import select_unit
 
 CONTEXTUAL_SHARE = 5 / 32
 
 
 @register("visionzip")
-def plan(
-    tokens: int | None,
-    shape: VisualShape,
-    *,
-    dominant: int | str | None = None,
-    contextual: int | str | None = None,
-) -> Plan | None:
-    """Every unit (crop, frame) sends `dominant` + `contextual` tokens to the decoder.
+@dataclass(frozen=True, kw_only=True)
+class VisionZip(Method):
+    """Every unit (crop, frame) sends `dominant` + `contextual` tokens to the decoder."""
 
-    Args:
-        dominant: tokens per unit kept as they are, [CLS] included; contextual: merged ones.  Both or neither; with
-            them no budget is given.
+    dominant: int | None = option(
+        None, "tokens per unit kept as they are, [CLS] included; with `contextual`, instead of a budget", amount=True
+    )
+    contextual: int | None = option(None, "merged tokens per unit", amount=True)
 
-    Returns:
-        The plan, or None where the budget cannot be met.
-    """
-    amounts(tokens, dominant=dominant, contextual=contextual)
-    if tokens is None:
-        if dominant is None or contextual is None:
-            raise VisionDropError(
-                f"dominant={dominant}, contextual={contextual}: give both, e.g. dominant=54, contextual=10"
-            )
-        kept = integer("dominant", dominant, 1, shape.patches)
-        merged = integer("contextual", contextual, 0, shape.patches - kept)
-    else:
-        total = per_unit(tokens, shape)
-        if total is None:
-            return None
-        merged = nearest(total * CONTEXTUAL_SHARE)
-        kept = total - merged
-    stage = EncoderStage(kept + merged, encoder_selector(kept, merged), kept, merged, order="canvas")
-    return Plan("visionzip", shape, encoder=stage)
+    def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None:
+        """One encoder stage.  None: budget out of reach."""
+        self.one_way(tokens)
+        if tokens is None:
+            if self.dominant is None or self.contextual is None:
+                raise VisionDropError(
+                    f"dominant={self.dominant}, contextual={self.contextual}: give both, e.g. dominant=54, contextual=10"
+                )
+            dominant = integer("dominant", self.dominant, 1, shape.patches)
+            contextual = integer("contextual", self.contextual, 0, shape.patches - dominant)
+        else:
+            total = per_unit(tokens, shape)
+            if total is None:
+                return None
+            contextual = nearest(total * CONTEXTUAL_SHARE)
+            dominant = total - contextual
+        stage = EncoderStage(Kept(dominant, contextual), select_unit, order="canvas")
+        return Plan("visionzip", shape, encoder=stage)

@@ -8,14 +8,18 @@ follow the tower's): the diverse half is chaotic at float precision, as one flip
 changes every later even-odd split.
 """
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ...ops.selection import Selection, gather_rows
-from ...plans.plan import EncoderStage, Plan
+from ...plans.plan import EncoderStage, Kept, Plan
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
-from ..options import amounts, fraction
+from ..method import Method
+from ..options import option
 from ..registry import register
 
 PER_PASS = 8
@@ -23,39 +27,35 @@ IMPORTANT_RATIO = 0.5
 
 
 @register("vispruner")
-def plan(tokens: int | None, shape: VisualShape, *, important_ratio: float | str = IMPORTANT_RATIO) -> Plan | None:
-    """Every unit (crop, frame) sends T patches to the decoder, T = budget / number of units.
+@dataclass(frozen=True, kw_only=True)
+class VisPruner(Method):
+    """Every unit (crop, frame) sends T patches to the decoder, T = budget / number of units."""
 
-    Args:
-        important_ratio: share of T chosen by attention; the rest by diversity.
+    important_ratio: float = option(
+        IMPORTANT_RATIO, "share of T chosen by attention; the rest by diversity", zero=False
+    )
 
-    Returns:
-        The plan, or None where the budget cannot be met.
-    """
-    amounts(tokens)
-    share = fraction("important_ratio", important_ratio)
-    kept = per_unit(tokens, shape)
-    if kept is None:
-        return None
-    if kept == shape.patches and kept * shape.units == shape.tokens:
-        return Plan("vispruner", shape)
-    important = int(kept * share)
-    return Plan("vispruner", shape, encoder=EncoderStage(kept, selector(important), kept, order="raster"))
+    def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None:
+        """One encoder stage.  None: budget out of reach."""
+        self.one_way(tokens)
+        count = per_unit(tokens, shape)
+        if count is None:
+            return None
+        if count == shape.patches and count * shape.units == shape.tokens:
+            return Plan("vispruner", shape)
+        pick = partial(select, important=int(count * self.important_ratio))
+        return Plan("vispruner", shape, encoder=EncoderStage(Kept(count), pick, order="raster"))
 
 
-def selector(important: int):
-    """`important` patches by attention and `view.keep - important` diverse ones, in raster order, without [CLS]."""
-
-    def select(view) -> Selection:
-        scores, first = view.score(), int(view.cls)  # [U, n]
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        chosen = order[:, :important]
-        if view.keep > important:
-            rest = diverse(view.hidden[:, first:], order[:, important:], view.keep - important)
-            chosen = torch.cat([chosen, rest], dim=1)
-        return Selection(index=chosen.sort(dim=1).values + first, scores=scores)
-
-    return select
+def select(view, kept: Kept, important: int) -> Selection:
+    """`important` patches by attention and `kept.dominant - important` diverse ones, in raster order, without [CLS]."""
+    scores, first = view.score(), int(view.cls)  # [U, n]
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    chosen = order[:, :important]
+    if kept.dominant > important:
+        rest = diverse(view.hidden[:, first:], order[:, important:], kept.dominant - important)
+        chosen = torch.cat([chosen, rest], dim=1)
+    return Selection(index=chosen.sort(dim=1).values + first, scores=scores)
 
 
 def diverse(features: Tensor, pool: Tensor, count: int) -> Tensor:
