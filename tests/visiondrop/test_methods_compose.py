@@ -280,7 +280,7 @@ def test_vispruner_then_fastv_by_a_model_that_is_fed_the_kept_tokens(native):
     states = torch.cat(parts)[None]
     stock = models.native(LAYERS, attn="eager")
     stack, width = stock.model, states.shape[1]
-    positions = torch.arange(width)[None]
+    positions, row = torch.arange(width)[None], torch.zeros(width)
     for i, layer in enumerate(stack.layers):
         if i == 3:
             scores = row[place : place + plan.entry]

@@ -17,9 +17,26 @@ from ..errors import VisionDropError
 from ..ops.scores import SCORE_MASKS
 from ..plans.plan import Plan
 from ..plans.shape import VisualShape
-from .options import one_way, options_in, read, spell
+from .options import options_in, read, spell
 
 SCORES = ("visual", "text")
+
+
+def one_way(tokens: int | None, **amounts: Any) -> None:
+    """Check that exactly one is given of: a budget, a preset, explicit amounts.
+
+    Args:
+        amounts: the method's options that fix amounts, `preset` among them where it has presets; None = not given.
+    """
+    given = {name: value for name, value in amounts.items() if value is not None}
+    ways = (tokens is not None) + ("preset" in given) + bool(given.keys() - {"preset"})
+    if ways == 0:
+        others = "".join(f", or {name}=…" for name in amounts)
+        raise VisionDropError(f"nothing says how much to keep: give tokens=64 (--tokens 64){others}")
+    if ways > 1:
+        budget = {} if tokens is None else {"tokens": tokens}
+        both = " and ".join(f"{name}={value!r}" for name, value in {**budget, **given}.items())
+        raise VisionDropError(f"{both} given together: give the budget, or a preset, or explicit amounts")
 
 
 @dataclass(frozen=True, kw_only=True)

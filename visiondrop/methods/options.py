@@ -150,20 +150,3 @@ def shares(name: str, value: Any) -> tuple[float, ...]:
     if isinstance(value, str):
         value = value.strip("[]() ").split(",")
     return tuple(share(name, item) for item in (value if isinstance(value, Sequence) else [value]))
-
-
-def one_way(tokens: int | None, **amounts: Any) -> None:
-    """Check that exactly one is given of: a budget, a preset, explicit amounts.
-
-    Args:
-        amounts: the method's options that fix amounts, `preset` among them where it has presets; None = not given.
-    """
-    given = {name: value for name, value in amounts.items() if value is not None}
-    ways = (tokens is not None) + ("preset" in given) + bool(given.keys() - {"preset"})
-    if ways == 0:
-        others = "".join(f", or {name}=…" for name in amounts)
-        raise VisionDropError(f"nothing says how much to keep: give tokens=64 (--tokens 64){others}")
-    if ways > 1:
-        budget = {} if tokens is None else {"tokens": tokens}
-        both = " and ".join(f"{name}={value!r}" for name, value in {**budget, **given}.items())
-        raise VisionDropError(f"{both} given together: give the budget, or a preset, or explicit amounts")

@@ -12,8 +12,8 @@ from ...ops.selection import Selection, top_k
 from ...plans.plan import Kept, Plan, Stage
 from ...plans.schedule import nearest, scale_layers
 from ...plans.shape import VisualShape
-from ..method import Method
-from ..options import integer, one_way, option
+from ..method import Method, one_way
+from ..options import integer, option
 from ..registry import register
 
 FULL_LAYERS = 2  # K, of 32

@@ -16,8 +16,8 @@ from ...ops.selection import Selection, top_k
 from ...plans.plan import Kept, Plan, Stage
 from ...plans.schedule import check_layers, decay, scale_layers, segment_lengths
 from ...plans.shape import VisualShape
-from ..method import SCORES, Method, check_score
-from ..options import one_way, option, spell
+from ..method import SCORES, Method, check_score, one_way
+from ..options import option, spell
 from ..registry import register
 
 LAYERS = (2, 8, 16)  # of 32; the author's list for small budgets
