@@ -126,8 +126,9 @@ class Decoder:
         """
         self.model, self.logical, self.how = model, logical, {"layers": layers, "pool": pool, "notice": notice}
         self.compact = model.pruner is None or model.pruner.compact
-        if not self.compact and model.pruner.plan.positions == "entry":  # numbered by what the first layer holds
-            self.logical = lengths[0]
+        # What positions count: unpruned tokens, or those that the first layer holds.
+        entry = not self.compact and model.pruner.plan.positions == "entry"
+        self.numbered = lengths[0] if entry else logical
         self.cache = FixedCache(model, lengths, rows, room)
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
         self.out = torch.zeros(rows, room + 1, dtype=torch.long, device=model.device)
@@ -193,6 +194,6 @@ class Decoder:
         if config._attn_implementation == "eager":
             mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
         cache.at = at[:, None, :, None]
-        position = at if self.compact else at + (self.logical - length)
+        position = at if self.compact else at + (self.numbered - length)
         rope = self.model.model.rotary_emb(hidden, position_ids=position)
         return {"attention_mask": mask, "position_embeddings": rope}
