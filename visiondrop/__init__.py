@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from .methods.controls.pool import Pool
     from .methods.controls.random import Random
     from .methods.controls.uniform import Uniform
+    from .methods.decoder.divprune import DivPrune
     from .methods.decoder.fastv import FastV
     from .methods.decoder.pyramiddrop import PyramidDrop
     from .methods.decoder.sparsevlm import SparseVLM
+    from .methods.encoder.scope import Scope
     from .methods.encoder.visionzip import VisionZip
     from .methods.encoder.vispruner import VisPruner
     from .methods.method import Method
@@ -41,6 +43,8 @@ _HOMES = {
     "VisionDrop": "methods.staged.visiondrop",
     "VisPruner": "methods.encoder.vispruner",
     "VisionZip": "methods.encoder.visionzip",
+    "Scope": "methods.encoder.scope",
+    "DivPrune": "methods.decoder.divprune",
     "FastV": "methods.decoder.fastv",
     "PyramidDrop": "methods.decoder.pyramiddrop",
     "SparseVLM": "methods.decoder.sparsevlm",
@@ -58,6 +62,8 @@ _HOMES = {
     "encode": "reuse.session",
 }
 __all__ = [
+    "DivPrune",
+    "Scope",
     "FastV",
     "Handle",
     "Method",

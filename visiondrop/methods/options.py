@@ -134,17 +134,6 @@ def share(name: str, value: Any, zero: bool = True) -> float:
     return number
 
 
-def positive(name: str, value: Any) -> float:
-    """A finite number above 0."""
-    try:
-        number = float(value)
-        if not 0 < number < float("inf"):
-            raise ValueError
-    except (TypeError, ValueError):
-        raise VisionDropError(f"{name}={value!r}: allowed are numbers above 0") from None
-    return number
-
-
 def shares(name: str, value: Any) -> tuple[float, ...]:
     """Numbers in [0, 1]: one, a sequence, or text such as "0.5,0.25,0.125"."""
     if isinstance(value, str):

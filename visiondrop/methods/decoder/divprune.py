@@ -7,39 +7,42 @@ out, equal distances go to the smallest slot, and everything is float32 in every
 a grid of a thousandth, so that most choices are ties of the device).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ...ops.selection import Selection, gather_rows
-from ...plans.plan import Plan, Stage
+from ...plans.plan import Kept, Plan, Stage
 from ...plans.shape import VisualShape
-from ..options import amounts, fraction
+from ..method import Method
+from ..options import option
 from ..registry import register
 
 CELLS = 1 << 22  # most similarities of a block of rows held at once
 
 
 @register("divprune")
-def plan(tokens: int | None, shape: VisualShape, *, ratio: float | str | None = None) -> Plan | None:
-    """round(ratio * N) of N visual tokens, halves to even; the ratio is the budget's share of the nominal number.
+@dataclass(frozen=True, kw_only=True)
+class DivPrune(Method):
+    """round(ratio * N) of N visual tokens, halves to even; the ratio is the budget's share of the nominal number."""
 
-    Args:
-        ratio: share of the visual tokens kept, in place of a budget (published: 0.098).
+    ratio: float | None = option(
+        None, "share of the visual tokens kept, instead of a budget (published: 0.098)", zero=False, amount=True
+    )
 
-    Returns:
-        The plan, or None where the budget cannot be met.
-    """
-    amounts(tokens, ratio=ratio)
-    share = tokens / shape.nominal if ratio is None else fraction("ratio", ratio)
-    keep = round(share * shape.tokens)
-    if not 1 <= keep <= shape.tokens:
-        return None
-    return Plan("divprune", shape, stages=(Stage(0, keep, select, dominant=keep),))
+    def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None:
+        """One stage on entry of the first layer.  None: budget out of reach."""
+        self.one_way(tokens)
+        keep = round((tokens / shape.nominal if self.ratio is None else self.ratio) * shape.tokens)
+        if not 1 <= keep <= shape.tokens:
+            return None
+        return Plan("divprune", shape, stages=(Stage(0, Kept(keep), select),))
 
 
-def select(view) -> Selection:
-    """The `view.keep` tokens of the greedy choice, in sequence order; states unchanged."""
-    return Selection(index=farthest(view.hidden, view.keep).sort(dim=1).values)
+def select(view, kept: Kept) -> Selection:
+    """The `kept.dominant` tokens of the greedy choice, in sequence order; states unchanged."""
+    return Selection(index=farthest(view.hidden, kept.dominant).sort(dim=1).values)
 
 
 def farthest(states: Tensor, count: int) -> Tensor:

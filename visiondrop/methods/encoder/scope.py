@@ -6,48 +6,47 @@ features unchanged, no merging, no [CLS], raster order.  Beyond the original: fl
 the smallest patch.
 """
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ...ops.selection import Selection
-from ...plans.plan import EncoderStage, Plan
+from ...plans.plan import EncoderStage, Kept, Plan
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
-from ..options import amounts, positive
+from ..method import Method
+from ..options import option
 from ..registry import register
 
 ALPHA = 1.0
 
 
 @register("scope")
-def plan(tokens: int | None, shape: VisualShape, *, alpha: float | str = ALPHA) -> Plan | None:
-    """Every unit (crop, frame) sends T patches to the decoder, T = budget / number of units.
+@dataclass(frozen=True, kw_only=True)
+class Scope(Method):
+    """Every unit (crop, frame) sends T patches to the decoder, T = budget / number of units."""
 
-    Args:
-        alpha: exponent of the attention; the authors' runs have 1.
+    alpha: float = option(ALPHA, "exponent of the attention; the authors' runs have 1", zero=False)
 
-    Returns:
-        The plan, or None where the budget cannot be met.
-    """
-    amounts(tokens)
-    exponent = positive("alpha", alpha)
-    kept = per_unit(tokens, shape)
-    if kept is None:
-        return None
-    if kept == shape.patches and kept * shape.units == shape.tokens:
-        return Plan("scope", shape)
-    return Plan("scope", shape, encoder=EncoderStage(kept, selector(exponent), kept, order="raster"))
+    def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None:
+        """One encoder stage.  None: budget out of reach."""
+        self.one_way(tokens)
+        count = per_unit(tokens, shape)
+        if count is None:
+            return None
+        if count == shape.patches and count * shape.units == shape.tokens:
+            return Plan("scope", shape)
+        pick = partial(select, alpha=self.alpha)
+        return Plan("scope", shape, encoder=EncoderStage(Kept(count), pick, order="raster"))
 
 
-def selector(alpha: float):
-    """`view.keep` patches of the greedy choice, in raster order, without [CLS]."""
-
-    def select(view) -> Selection:
-        scores, first = view.score(), int(view.cls)  # [U, n]
-        chosen = covering(view.hidden[:, first:], scores**alpha, view.keep)
-        return Selection(index=chosen.sort(dim=1).values + first, scores=scores)
-
-    return select
+def select(view, kept: Kept, alpha: float) -> Selection:
+    """`kept.dominant` patches of the greedy choice, in raster order, without [CLS]."""
+    scores, first = view.score(), int(view.cls)  # [U, n]
+    chosen = covering(view.hidden[:, first:], scores**alpha, kept.dominant)
+    return Selection(index=chosen.sort(dim=1).values + first, scores=scores)
 
 
 def covering(features: Tensor, weight: Tensor, count: int) -> Tensor:
