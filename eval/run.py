@@ -33,6 +33,7 @@ from llava.anyres import LAYOUTS, check_layout
 from visiondrop.cli import add_method_arguments, method_options
 from visiondrop.doctor import require_evaluation
 from visiondrop.errors import VisionDropError
+from visiondrop.methods.registry import check_options
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
@@ -87,8 +88,7 @@ def prepare(args: argparse.Namespace) -> Settings:
         if getattr(args, name) < 1:
             raise EvaluationError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a positive number")
     options = {name: number(value) for name, value in method_options(args).items()}
-    if args.method not in visiondrop.available():
-        visiondrop.plan(args.method, args.tokens)  # raises with the closest names
+    check_options(args.method, options)  # raises with the closest names
     out = rows.check_writable(args.out)
     _check_folder(args.runs)
     folder = args.data.resolve() if args.data else data.drawn(benchmark, args.runs)

@@ -10,6 +10,7 @@ from .families import adapter_for
 from .methods.method import Method
 from .methods.registry import make_plan, request
 from .ops.report import Report
+from .plans.budget import Budget
 from .plans.flops import ModelDims
 from .plans.plan import Ledger, Plan
 from .plans.shape import VisualShape
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def plan(
     method: str | Method = "visiondrop",
-    tokens: int | None = None,
+    tokens: Budget = None,
     *,
     layers: int = 32,
     patches: int = 576,
@@ -32,7 +33,7 @@ def plan(
 
     Args:
         method: a method's value, e.g. `VisionDrop(tokens=64, merge=False)`, or a registered name (`visiondrop.available()`).
-        tokens: the budget, mean visual tokens per decoder layer.
+        tokens: the budget, mean visual tokens per decoder layer; "22%" or 0.22: a share of the image's own tokens.
         layers: decoder layers; patches: patches of the image.  `shape` replaces both, for crops and frames.
         options, more: the method's own options (an option called `layers` only through `options`).
     """
@@ -94,7 +95,7 @@ class Handle(Unpicklable):
 def apply(
     model: nn.Module,
     method: str | Method = "visiondrop",
-    tokens: int | None = None,
+    tokens: Budget = None,
     *,
     report: bool = False,
     chunk: int = CHUNK,
@@ -110,7 +111,7 @@ def apply(
             `VideoLlavaForConditionalGeneration`.
         method: a method's value, e.g. `VisionDrop(tokens=64, merge=False)` or `compose(...)`, or a registered name with its
             settings in the other arguments; "none" is the stock model.
-        tokens: the budget, mean visual tokens per decoder layer.
+        tokens: the budget, mean visual tokens per decoder layer; "22%" or 0.22: a share of the image's own tokens.
         report: record what every stage keeps in `handle.report`.
         chunk: visual query rows scored at once; memory of a stage is heads x chunk x length.
         fused: score without any map where triton and a CUDA card allow it (`visiondrop.ops.fused`).

@@ -13,8 +13,10 @@ from . import doctor
 from .api import plan
 from .demo.ask import ask
 from .errors import VisionDropError, command_line
+from .methods.composed import JOIN
 from .methods.options import options_in
 from .methods.registry import available, method_class, options_of
+from .plans.budget import Budget
 
 DEFAULT_MODEL = "liuhaotian/llava-v1.5-7b"
 
@@ -30,14 +32,31 @@ def read_options(pairs: list[str]) -> dict[str, str]:
     return out
 
 
-def add_method_arguments(parser: argparse.ArgumentParser, tokens: int | None = None) -> None:
-    """The arguments that name a method and its settings, the same for every command."""
+def budget(text: str) -> Budget:
+    """--tokens as a whole number, or as a share of the image's tokens: 64, 22%, 0.22."""
+    try:
+        return text if text.endswith("%") else float(text) if "." in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write 64, 22% or 0.22") from None
+
+
+def add_method_arguments(parser: argparse.ArgumentParser, tokens: int | None = None, shares: bool = False) -> None:
+    """The arguments that name a method and its settings, the same for every command.
+
+    Args:
+        tokens: the default budget; shares: a share of the image's tokens is allowed too (rows of results are by count).
+    """
     parser.add_argument(
         "--method",
         default="visiondrop",
         help="a registered method (python -m visiondrop methods), or two: vispruner+fastv",
     )
-    parser.add_argument("--tokens", type=int, default=tokens, help="the budget: mean visual tokens per LLM layer")
+    parser.add_argument(
+        "--tokens",
+        type=budget if shares else int,
+        default=tokens,
+        help="the budget: mean visual tokens per LLM layer" + (", or a share of the image's: 22%%" if shares else ""),
+    )
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method; repeat"
     )
@@ -46,12 +65,13 @@ def add_method_arguments(parser: argparse.ArgumentParser, tokens: int | None = N
 
 
 def method_options(arguments: argparse.Namespace) -> dict[str, str]:
-    """The method's options from parsed arguments."""
+    """The method's options from parsed arguments; of two joined methods the short forms mean the decoder's."""
     options = read_options(arguments.option)
+    at = "decoder." if JOIN in arguments.method else ""
     if arguments.preset is not None:
-        options["preset"] = arguments.preset
+        options[f"{at}preset"] = arguments.preset
     if arguments.strict_budget:
-        options["strict_budget"] = "on"
+        options[f"{at}strict_budget"] = "on"
     return options
 
 
@@ -98,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     one = commands.add_parser("plan", help="tokens per layer, mean, cache entries and FLOPs of a method")
-    add_method_arguments(one)
+    add_method_arguments(one, shares=True)
     one.add_argument("--layers", type=int, default=32, help="decoder layers (default 32)")
     one.add_argument("--patches", type=int, default=576, help="patches of the image (default 576)")
     one.add_argument(
@@ -113,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("methods", help="the methods and their options").set_defaults(run=command_methods)
 
     one = commands.add_parser("ask", help="answer a question about an image")
-    add_method_arguments(one)
+    add_method_arguments(one, shares=True)
     one.add_argument("--image", required=True, help="an image file")
     one.add_argument("--question", required=True)
     one.add_argument("--model", default=DEFAULT_MODEL, help=f"folder or hub id (default {DEFAULT_MODEL})")

@@ -14,6 +14,7 @@ from .errors import UnsupportedError, VisionDropError
 from .methods.registry import make_plan
 from .ops.report import Report, StageReport
 from .ops.selection import gather_rows
+from .plans.budget import Budget
 from .plans.flops import ModelDims
 from .plans.plan import Ledger, Plan
 from .plans.shape import VisualShape
@@ -52,7 +53,7 @@ class Pruner(Unpicklable):
     def __init__(
         self,
         method: str,
-        tokens: int | None,
+        tokens: Budget,
         options: dict[str, Any],
         shape: VisualShape,
         dims: ModelDims,

@@ -6,6 +6,7 @@ import torch
 
 from ..api import apply
 from ..families import loader
+from ..plans.budget import Budget
 from .checks import check_budget, check_output, check_request
 from .show import draw
 
@@ -15,7 +16,7 @@ def ask(
     question: str,
     model: str,
     method: str,
-    tokens: int | None,
+    tokens: Budget,
     options: dict,
     show: str | None = None,
     max_new_tokens: int = 64,

@@ -10,6 +10,7 @@ from ..errors import VisionDropError, closest
 from ..families import loader
 from ..families.guards import refuse_spelled_placeholder
 from ..methods.registry import check_options, make_plan
+from ..plans.budget import Budget
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 _REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)  # what PIL's writers raise
@@ -27,7 +28,7 @@ def check_request(question: str, method: str, options: dict[str, Any], max_new_t
         raise VisionDropError(f"--dtype {dtype!r}: {closest(dtype, DTYPES)}")
 
 
-def check_budget(model: str, method: str, tokens: int | None, options: dict[str, Any]) -> None:
+def check_budget(model: str, method: str, tokens: Budget, options: dict[str, Any]) -> None:
     """Make the plan that `apply` will make, for the shape that the checkpoint's config.json describes.
 
     Args:

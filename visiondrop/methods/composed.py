@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import VisionDropError
+from ..plans.budget import Budget
 from ..plans.grids import left_over
 from ..plans.plan import Plan
 from ..plans.schedule import nearest
@@ -19,7 +20,7 @@ def compose(
     *,
     encoder: Method | None = None,
     decoder: Method | None = None,
-    tokens: int | None = None,
+    tokens: Budget = None,
     encoder_share: float | None = None,
 ) -> Method:
     """`encoder`'s stage after the vision tower, then `decoder`'s stages inside the language model.

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from ..errors import VisionDropError
 from ..ops.scores import SCORE_MASKS
+from ..plans.budget import Budget
 from ..plans.plan import Plan
 from ..plans.shape import VisualShape
 from .options import options_in, read, spell
@@ -45,11 +46,12 @@ class Method:
 
     Attributes:
         name: the name it is registered under.
-        tokens: the budget, mean visual tokens per decoder layer; None where amounts are explicit or `apply` gives it.
+        tokens: the budget, mean visual tokens per decoder layer, or a share of the image's ("22%"); None where amounts are
+            explicit or `apply` gives it.
     """
 
     name: ClassVar[str] = ""
-    tokens: int | None = None
+    tokens: Budget = None
 
     def __post_init__(self):
         """Every option becomes a value of its field's type, whether given in Python or as text."""

@@ -103,7 +103,7 @@ def integers(name: str, value: Any) -> tuple[int, ...]:
     try:
         items = value.strip("[]() ").split(",") if isinstance(value, str) else value
         items = [items] if isinstance(items, int) else items
-        return tuple(int(item) for item in items)
+        return tuple(integer(name, item) for item in items)
     except (TypeError, ValueError):
         raise VisionDropError(f"{name}={value!r}: give whole numbers, e.g. {name}=8,16,24") from None
 
@@ -112,8 +112,10 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     """A whole number, in low … high where they are given."""
     try:
         number = int(value)
-        if number != float(value) or not (number if low is None else low) <= number <= (
-            number if high is None else high
+        if (
+            isinstance(value, bool)
+            or number != float(value)
+            or not (number if low is None else low) <= number <= (number if high is None else high)
         ):
             raise ValueError
     except (TypeError, ValueError, OverflowError):

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VisionDropError, closest
-from ..plans.budget import check_budget, scaling_notes
+from ..plans.budget import Budget, check_budget, least_tokens, out_of_reach, reachable, scaling_notes, share_of
 from ..plans.plan import Plan
-from ..plans.schedule import ranges
 from ..plans.shape import VisualShape
 from .composed import JOIN, Composed
 from .method import Method, from_function
@@ -84,7 +83,7 @@ def check_options(method: str, options: dict[str, Any]) -> None:
             raise VisionDropError(f"method {method!r} has no option {name!r}: {closest(name, allowed)}")
 
 
-def parse(method: str, tokens: int | None = None, options: dict[str, Any] | None = None) -> Method:
+def parse(method: str, tokens: Budget = None, options: dict[str, Any] | None = None) -> Method:
     """The method called `method` with options in Python or as text: parse("visiondrop", 64, {"merge": "off"}).
 
     "vispruner+fastv" is `compose(encoder=VisPruner(...), decoder=FastV(...))`, with options `encoder.x` and `decoder.y`.
@@ -100,9 +99,7 @@ def parse(method: str, tokens: int | None = None, options: dict[str, Any] | None
     return Composed(tokens=tokens, encoder_share=options.get("encoder_share"), **parts)
 
 
-def request(
-    method: str | Method, tokens: int | None, options: dict[str, Any]
-) -> tuple[str, int | None, dict[str, Any]]:
+def request(method: str | Method, tokens: Budget, options: dict[str, Any]) -> tuple[str, Budget, dict[str, Any]]:
     """(name, budget, options) of a method given by name or as a value, as rows and ledgers record it."""
     if isinstance(method, str):
         return method, tokens, options
@@ -122,29 +119,26 @@ def request(
     return method.name, method.tokens if tokens is None else tokens, method.options()
 
 
-def make_plan(method: str, tokens: int | None, shape: VisualShape, options: dict[str, Any]) -> Plan:
+def make_plan(method: str, tokens: Budget, shape: VisualShape, options: dict[str, Any]) -> Plan:
     """Build the plan of `method`, turning an unreachable budget into an error that says what is reachable.
 
     Args:
-        tokens: the budget, mean visual tokens per decoder layer; None where the options give explicit amounts.
+        tokens: the budget, mean visual tokens per decoder layer; a share of the image's ("22%", 0.22) is the smallest
+            reachable budget that is no less.  None where the options give explicit amounts.
         shape: model depth and image size.
         options: the method's own options; unknown names are refused.
     """
     check_options(method, options)
-    if tokens is not None:
-        tokens = check_budget(tokens, shape)
-    value = parse(method, tokens, options)
-    plan = value.plan(tokens, shape)
+    share = share_of(tokens)
+    count = None if tokens is None else least_tokens(share, shape) if share else check_budget(tokens, shape)
+    value = parse(method, None, options)
+    plan = value.plan(count, shape)
     if plan is None:
-        # One probe costs tens of microseconds, so the reachable set is simply tried out.
-        limit = shape.nominal if shape.units != shape.nominal_units else max(shape.tokens, shape.nominal)
-        good = [t for t in range(1, limit + 1) if value.plan(t, shape) is not None]
-        what = (
-            f"reachable with these settings: {ranges(good)}" if good else "no budget is reachable with these settings"
-        )
-        raise VisionDropError(
-            f"a budget of {tokens} tokens is not reachable for method {method!r} on {shape.tokens} visual tokens and "
-            f"{shape.layers} layers; {what}"
-        )
-    notes = plan.notes + (() if tokens is None else scaling_notes(plan, shape))
-    return replace(plan, method=method, tokens=tokens, options=dict(options), notes=notes)
+        good = reachable(value.plan, shape)
+        upwards = [t for t in good if share is not None and t > count]
+        if not upwards:
+            raise out_of_reach(method, count, shape, good)
+        count = upwards[0]
+        plan = value.plan(count, shape)
+    notes = plan.notes + (() if count is None else scaling_notes(plan, shape))
+    return replace(plan, method=method, tokens=count, share=share, options=dict(options), notes=notes)

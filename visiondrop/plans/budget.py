@@ -1,9 +1,15 @@
-"""The budget: whether it is one, and what it means for an image of another size than it is stated for."""
+"""The budget: whether it is one, and what it means for an image of another size than it is stated for.
 
+A budget is a whole number of tokens, or a share of the image's own: 0.22 and "22%" are the same.
+"""
+
+import math
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import VisionDropError
 from .plan import Plan
+from .schedule import ranges
 from .shape import VisualShape
 
 
@@ -27,10 +33,40 @@ def scaling_notes(plan: Plan, shape: VisualShape) -> tuple[str, ...]:
     )
 
 
+Budget = int | float | str | None  # tokens, a share of the image's ("22%", 0.22), or None: explicit amounts
+
+
+def share_of(tokens: Any) -> float | None:
+    """The share in (0, 1] that "22%" or 0.22 asks for; None where `tokens` is no share but a count, or no budget."""
+    try:
+        if isinstance(tokens, str) and tokens.strip().endswith("%"):
+            share = float(tokens.strip()[:-1]) / 100
+        elif isinstance(tokens, float) and tokens < 1:
+            return tokens if tokens > 0 else None
+        else:
+            return None
+        if not 0 < share <= 1:
+            raise ValueError
+    except ValueError:
+        raise VisionDropError(f"tokens={tokens!r}: allowed are shares above 0% and up to 100%") from None
+    return share
+
+
+def least_tokens(share: float, shape: VisualShape) -> int:
+    """The smallest whole budget that is at least `share` of the tokens budgets are stated for."""
+    return max(1, math.ceil(share * shape.nominal - 1e-9))
+
+
 def check_budget(tokens: Any, shape: VisualShape) -> int:
     """`tokens` if it is a whole number of tokens that the image has."""
-    if isinstance(tokens, bool) or int(tokens) != tokens:
-        raise VisionDropError(f"tokens={tokens!r}: the budget is a whole number of tokens, e.g. tokens=64")
+    try:
+        if isinstance(tokens, (bool, str)) or int(tokens) != tokens:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise VisionDropError(
+            f"tokens={tokens!r}: the budget is a whole number of tokens, e.g. tokens=64, or a share of the image's, "
+            "e.g. tokens='22%' or tokens=0.22"
+        ) from None
     most = max(shape.nominal, shape.tokens)
     if not 1 <= tokens <= most:
         raise VisionDropError(
@@ -38,3 +74,18 @@ def check_budget(tokens: Any, shape: VisualShape) -> int:
             f"{most}, the image's own count"
         )
     return int(tokens)
+
+
+def reachable(solve: Callable[[int, VisualShape], Plan | None], shape: VisualShape) -> list[int]:
+    """The budgets for which `solve` has a plan, ascending.  One probe costs tens of microseconds: all are tried."""
+    limit = shape.nominal if shape.units != shape.nominal_units else max(shape.tokens, shape.nominal)
+    return [t for t in range(1, limit + 1) if solve(t, shape) is not None]
+
+
+def out_of_reach(method: str, tokens: int | None, shape: VisualShape, good: list[int]) -> VisionDropError:
+    """The error for a budget that `method` cannot meet; it names the budgets that it can, `good`."""
+    what = f"reachable with these settings: {ranges(good)}" if good else "no budget is reachable with these settings"
+    return VisionDropError(
+        f"a budget of {tokens} tokens is not reachable for method {method!r} on {shape.tokens} visual tokens and "
+        f"{shape.layers} layers; {what}"
+    )

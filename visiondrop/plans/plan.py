@@ -105,6 +105,7 @@ class Plan:
         seeded: a random choice is made from a fingerprint of the image's pixels (`view.seeds`).
         begin: called once with the view of the stack's input; what it stores in `view.memory` is kept for the stages.
         notes: sentences a reader of the ledger must see (e.g. SparseVLM's other way of counting).
+        share: what was asked for where the budget was given as a share of the image's tokens; `tokens` is the count it became.
     """
 
     method: str
@@ -118,6 +119,7 @@ class Plan:
     begin: Callable[[Any], None] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    share: float | None = None
 
     def __post_init__(self):
         """Stages must lie inside the stack, in order, and never grow the sequence."""
@@ -218,11 +220,14 @@ class Ledger:
             "text_tokens": self.text_tokens,
             "tflops": round(self.flops / 1e12, 4),
             "notes": list(plan.notes),
+            **({} if plan.share is None else {"share": plan.share}),
         }
 
     def __str__(self) -> str:
         plan, shape = self.plan, self.plan.shape
         budget = f"--tokens {plan.tokens}" if plan.tokens is not None else "explicit settings"
+        if plan.share is not None:
+            budget = f"--tokens {100 * plan.share:g}%, which is {plan.tokens}"
         layout = "" if shape.source == "pad" else f" ({shape.source})"
         lines = [f"method {plan.method}, {budget}, {shape.tokens} visual tokens{layout}, {shape.layers} layers"]
         if plan.encoder:
