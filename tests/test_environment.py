@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def differences(installed: dict[str, str], lock: dict[str, str]) -> list[str]:
 
 
 def test_the_environment_is_the_locked_one():
-    installed = {canonical(d.metadata["Name"]): d.version for d in metadata.distributions()}
+    # The environment's own folders only: setuptools, once imported, puts its bundled packages on sys.path.
+    folders = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    installed = {canonical(d.metadata["Name"]): d.version for d in metadata.distributions(path=folders)}
     installed.pop("visiondrop", None)
     wrong = differences(installed, pinned(ROOT / "requirements.txt"))
     assert not wrong, "run bash scripts/setup.sh, or regenerate the lock: " + "; ".join(wrong)
