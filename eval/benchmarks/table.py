@@ -67,8 +67,7 @@ class Benchmark:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise EvaluationError(
-                f"package {package!r} of task {self.task!r} is not installed: "
-                "pip install -r requirements.txt, then pip install --no-deps -r requirements-nodeps.txt"
+                f"package {package!r} of task {self.task!r} is not installed; run: bash scripts/setup.sh"
             )
         return Path(next(iter(spec.submodule_search_locations))) / rest
 
