@@ -112,6 +112,16 @@ def test_a_missing_evaluator_is_a_note_until_something_is_evaluated(monkeypatch)
         doctor.require_evaluation()
 
 
+def test_without_accelerate_the_core_is_sound_and_an_evaluation_refused(monkeypatch):
+    """`pip install .` alone brings no accelerate: no failure of the package, but nothing to evaluate with."""
+    real = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "accelerate" else real(name))
+    (line,) = lines(doctor.check_accelerate)
+    assert line.startswith("note") and "pip install accelerate" in line
+    with pytest.raises(VisionDropError, match="accelerate not installed.*pip install accelerate"):
+        doctor.require_evaluation()
+
+
 def test_the_driver_asks_before_anything_else(monkeypatch, capsys):
     def broken() -> doctor.Finding:
         return doctor.Finding("accelerate", "FAIL", "is not installed; run: pip install accelerate")
