@@ -165,7 +165,7 @@ def _blame(found: str, module: str, what: str) -> str:
         return f"{found} does not run with {package} {version} ({what}); run: {EVALUATION}"
     return (
         f"{found} does not run with {package} {version} ({what}); it works with {package}{works}: "
-        f"pip install '{package}{works}'"
+        f"{sys.executable} -m pip install '{package}{works}'"
     )
 
 
