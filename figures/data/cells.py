@@ -181,6 +181,7 @@ def long_table(variant: Variant, model: str, table: pd.DataFrame) -> pd.DataFram
     mean_tokens, rank (1 best, 2 second of a budget), note, run.
     """
     lines = []
+    told = {} if variant.published is None else dict(zip(variant.published_at, variant.published.to_dict("records")))
     for column in variant.columns:
         base = cell(table, variant, model, variant.base, column, {})
         barrier = comparable(column, variant.protocol) if variant.published is not None else None
@@ -198,9 +199,9 @@ def long_table(variant: Variant, model: str, table: pd.DataFrame) -> pd.DataFram
                 "control": entry.control,
             }
             line |= {"column": column.key, "head": column.head, "group": column.group}
-            if variant.published is not None and number in variant.published.index:
+            if number in told:
                 if barrier is None:
-                    line["paper"] = float(variant.published.loc[number, column.paper_key])
+                    line["paper"] = float(told[number][column.paper_key])
                 else:
                     line["note"] = "; ".join(filter(None, [line["note"], f"no delta: {barrier}"]))
             lines.append(line)
@@ -259,8 +260,13 @@ def averages(variant: Variant, lines: pd.DataFrame) -> pd.DataFrame:
 
 
 def _published_average(variant: Variant, group: str, lines: pd.DataFrame) -> list[float]:
-    """The paper's printed average, where every cell it averages can be compared with ours."""
-    shown = lines[lines["group"] == group]
-    if variant.published is None or shown["paper"].isna().any():
-        return [np.nan] * len(variant.entries)
-    return list(variant.published["avg" + (f"_{group}" if group else "")].astype(float))
+    """The paper's printed average of every entry, where each cell it averages can be compared with ours."""
+    nothing = [np.nan] * len(variant.entries)
+    if variant.published is None:
+        return nothing
+    printed = variant.published["avg" + (f"_{group}" if group else "")].astype(float)
+    shown = lines[(lines["group"] == group) & lines["entry"].isin(variant.published_at)]
+    if shown["paper"].isna().any():
+        return nothing
+    at = dict(zip(variant.published_at, printed))
+    return [at.get(number, np.nan) for number in range(len(variant.entries))]

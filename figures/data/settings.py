@@ -84,6 +84,12 @@ class Variant:
         """The unpruned row."""
         return next(e for e in self.entries if e.is_base)
 
+    @property
+    def published_at(self) -> list[int]:
+        """Numbers of the entries that are the paper's, in the order of its rows; others were added for their rows."""
+        theirs = set(_published_entries(self.published)) if self.published is not None else set()
+        return [i for i, e in enumerate(self.entries) if e in theirs]
+
 
 def options_of(pairs: list[str]) -> dict[str, Any]:
     """["score=text", "k=2"] as rows hold it: {"score": "text", "k": 2}."""

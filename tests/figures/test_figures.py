@@ -9,11 +9,11 @@ import visiondrop
 from figures import figure1, figure2, figure3, figure4, figure5, figure6
 from figures.accuracy_tokens import draw as draw_tokens
 from figures.data import captures as stored
-from figures.data import choose, measured, pages, settings
+from figures.data import cells, choose, measured, pages, settings
 from figures.data.probe import RULES, Probe, top
 from figures.data.scenes import Scenes
-from figures.look import pictures, values
-from figures.reproduce import capture, make, runs
+from figures.look import pictures, style, values
+from figures.reproduce import capture, make, runs, timings
 from testbed.training.export import export_checkpoint
 from testbed.training.model import Sizes, init_weights
 from tests.support.results_rows import MODEL, row, write
@@ -303,3 +303,35 @@ def test_every_name_draws_or_says_what_is_missing(name, tmp_path, monkeypatch, c
         assert code == 0 and list(tmp_path.iterdir())
     else:
         assert code == 2 and "error: there " in told.err and not list(tmp_path.iterdir())
+
+
+def test_a_method_nobody_listed_appears_with_its_rows(tmp_path):
+    variant, model = settings.variant("figure2", MODEL)
+    unseen = row("gqa", 55.0, "random", 64)
+    table = settings.variant("table1", MODEL)[0]
+    rows_of = cells.load_rows([write(tmp_path, row("gqa", 60.0), unseen)])
+    grown = cells.with_new_methods(table, model, rows_of)
+    (new,) = set(grown.entries) - set(table.entries)
+    assert (new.method, new.tokens) == ("random", 64) and grown.entries[-1].tokens == 32
+    lines = cells.long_table(grown, model, rows_of)
+    assert lines[(lines["method"] == "random") & (lines["column"] == "gqa")]["ours"].tolist() == [55.0]
+    # the paper's numbers stay with their own rows
+    mine = lines[lines["column"] == "gqa"].set_index(["tokens", "method"])["paper"]
+    assert mine.loc[(32, "visiondrop")] == 52.79 and np.isnan(mine.loc[(64, "random")])
+    # a figure of chosen arms does not grow
+    assert cells.with_new_methods(variant, model, rows_of) == variant
+
+
+def test_a_new_method_has_a_look_and_a_label_of_its_own():
+    assert settings.label_of("visionzip") == "VisionZip" and settings.label_of("nobody") == "nobody"
+    looks = {name: style.of_method(name) for name in ("dart", "divprune", "cdpruner", "mine", "a", "b")}
+    assert len(set(looks.values())) == 6 and looks["dart"] == style.of_method("dart")
+    assert all(style.contrast(color) >= 3 and marker in style.SPARE for color, marker, _ in looks.values())
+    assert style.contrast("#FFFFFF") == pytest.approx(1) and style.contrast("#000000") == pytest.approx(21)
+
+
+def test_timings_are_those_of_the_methods_that_table_1_ranks():
+    assert timings.arms() == {
+        "192,128,64": ["none", "fastv", "pyramiddrop", "sparsevlm", "visionzip", "vispruner", "visiondrop"],
+        "32": ["visionzip", "vispruner", "visiondrop"],
+    }
