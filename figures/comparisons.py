@@ -109,28 +109,14 @@ def markdown(frame: pd.DataFrame, model: str) -> str:
     ]
     lines.append("p is McNemar's exact test, p (Holm) corrects for all of them. Kinds of questions are in the CSV.")
     for claim, block in frame[frame["questions"] == "all"].groupby("claim", sort=False):
-        lines += [
-            "",
-            f"## {claim}",
-            "",
-            "| A | B | tokens | benchmark | n | A | B | A - B | p | p (Holm) |",
-            "|" + " --- |" * 10,
-        ]
+        body = []
         for row in block.itertuples():
             p = ["—" if pd.isna(x) else f"{x:.2g}" for x in (row.p, row.p_holm)]
             gap = f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
-            shown = [
-                row.a,
-                row.b,
-                str(row.tokens),
-                row.benchmark,
-                str(row.n),
-                f"{row.score_a:.2f}",
-                f"{row.score_b:.2f}",
-                gap,
-                *p,
-            ]
-            lines.append("| " + " | ".join(shown) + " |")
+            scores = [f"{row.score_a:.2f}", f"{row.score_b:.2f}"]
+            body.append([row.a, row.b, str(row.tokens), row.benchmark, str(row.n), *scores, gap, *p])
+        head = ["A", "B", "tokens", "benchmark", "n", "A", "B", "A - B", "p", "p (Holm)"]
+        lines += ["", f"## {claim}", "", *render.markdown_table(head, body)]
     return "\n".join(lines) + "\n"
 
 

@@ -67,15 +67,13 @@ def flops() -> pd.DataFrame:
 def flops_markdown(table: pd.DataFrame) -> list[str]:
     """The FLOPs as Markdown lines."""
     head = ["", "budget", "mean tokens", "paper", "ours", "Δ", "fewer", "lean", "lean, fewer"]
-    lines, notes = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)], render.Notes()
+    lines, notes = [], render.Notes()
     for row in table.itertuples():
         delta = render.DASH if pd.isna(row.paper) else f"{row.delta:+.3f} ({row.delta_percent:+.2f} %)"
         label = row.label + (f"<sup>{notes.mark(row.note)}</sup>" if row.note else "")
         cells = [label, str(row.tokens), f"{row.mean:.1f}", render.number(row.paper), f"{row.ours:.3f}", delta]
-        lines.append(
-            "| " + " | ".join([*cells, f"{row.ratio:.2f}×", f"{row.lean:.3f}", f"{row.lean_ratio:.2f}×"]) + " |"
-        )
-    return lines + ["", *(f"<sup>{letter}</sup> {reason}  " for letter, reason in notes.lines())]
+        lines.append([*cells, f"{row.ratio:.2f}×", f"{row.lean:.3f}", f"{row.lean_ratio:.2f}×"])
+    return [*render.markdown_table(head, lines), *render.footnotes(notes)]
 
 
 def published_markdown() -> list[str]:
@@ -125,28 +123,16 @@ def times_markdown(table: pd.DataFrame) -> list[str]:
             "prefill, faster",
             "encode + prefill, faster",
         ]
-        lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+        body = []
         for _, row in block.iterrows():
             budget = render.DASH if pd.isna(row["tokens"]) else f"{row['tokens']:.0f}"
             memory = render.DASH if pd.isna(row["memory_gb"]) else f"{row['memory_gb']:.3f}"
             phases = [_spread(row, p) for p in ("encode", "select", "prefill", "decode")]
             speeds = [row["prefill_speedup"], row["speedup"]]
-            speed = " | ".join(f"{x:.2f}×" if pd.notna(x) else render.DASH for x in speeds)
-            lines.append(
-                "| "
-                + " | ".join(
-                    [
-                        str(row["batch"]),
-                        row["method"],
-                        budget,
-                        *phases,
-                        f"{row['decode_tokens_per_s']:.1f}",
-                        memory,
-                        speed,
-                    ]
-                )
-                + " |"
-            )
+            speed = [f"{x:.2f}×" if pd.notna(x) else render.DASH for x in speeds]
+            rate = f"{row['decode_tokens_per_s']:.1f}"
+            body.append([str(row["batch"]), row["method"], budget, *phases, rate, memory, *speed])
+        lines += render.markdown_table(head, body)
         lines.append("")
     return lines
 
@@ -184,26 +170,13 @@ def build(times: pd.DataFrame) -> dict[str, str]:
 
 def latex(table: pd.DataFrame) -> str:
     """The FLOPs as a booktabs tabular."""
-    lines = [
-        "\\begin{tabular}{lrrrrrr}",
-        "\\toprule",
-        " & budget & paper & ours & $\\Delta$ & fewer & lean \\\\",
-        "\\midrule",
-    ]
+    lines = []
     for row in table.itertuples():
-        told = "---" if pd.isna(row.paper) else f"{row.paper:.2f}"
-        delta = "---" if pd.isna(row.paper) else f"{row.delta:+.3f}"
-        cells = [
-            row.label,
-            str(row.tokens),
-            told,
-            f"{row.ours:.3f}",
-            delta,
-            f"{row.ratio:.2f}$\\times$",
-            f"{row.lean:.3f}",
-        ]
-        lines.append(" & ".join(cells) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+        told = render.DASH if pd.isna(row.paper) else f"{row.paper:.2f}"
+        delta = render.DASH if pd.isna(row.paper) else f"{row.delta:+.3f}"
+        ours = [f"{row.ours:.3f}", delta, f"{row.ratio:.2f}$\\times$", f"{row.lean:.3f}"]
+        lines.append([row.label, str(row.tokens), told, *ours])
+    return "\n".join(render.booktabs(["", "budget", "paper", "ours", "Δ", "fewer", "lean"], lines)) + "\n"
 
 
 @page("table4", Timings("table4"), folder=TABLES)

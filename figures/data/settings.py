@@ -99,13 +99,15 @@ def options_of(pairs: list[str]) -> dict[str, Any]:
 def label_of(method: str) -> str:
     """A method's name as papers write it: what its file's docstring begins with ("VisionZip (Yang et al., …)").
 
-    A method without a file in visiondrop/methods is shown under its registered name.
+    A method without a file in visiondrop/methods, or whose file begins with something else (the controls), is shown
+    under its registered name.
     """
     if method not in available():
         return method
     for name, module in list(sys.modules.items()):
         if name.startswith("visiondrop.methods.") and name.endswith(f".{method}"):
-            return re.split(r"[(:,.]", module.__doc__ or method, maxsplit=1)[0].strip()
+            label = re.split(r"[(:,]", module.__doc__ or "", maxsplit=1)[0].strip()
+            return label if re.sub(r"\W", "", label).lower().startswith(method) else method
     return method
 
 

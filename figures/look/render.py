@@ -124,32 +124,56 @@ def _tokens(count) -> str:
     return f"{count} token" + "s" * (str(count) != "1")
 
 
-def markdown(title: str, caption: list[str], head: list[str], lines: list[tuple[str, list[str]]], notes: Notes) -> str:
-    """A table per budget would hide the comparison: budgets are separator rows of one table."""
-    out = [f"# {title}", "", *caption, "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+def markdown_table(head: list[str], lines: list[list[str]]) -> list[str]:
+    """A table as Markdown lines; a line of one text is a separator row."""
+    out = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for texts in lines:
+        out.append("| " + " | ".join(texts) + " |" + " |" * (len(head) - 1 if len(texts) == 1 else 0))
+    return out
+
+
+def booktabs(head: list[str], lines: list[list[str]]) -> list[str]:
+    """A table as the lines of a LaTeX tabular; a line of one text is a heading over all columns, after a rule."""
+    out = [
+        "\\begin{tabular}{l" + "r" * (len(head) - 1) + "}",
+        "\\toprule",
+        " & ".join(head).replace("Δ", "$\\Delta$") + " \\\\",
+        "\\midrule",
+    ]
+    for number, texts in enumerate(lines):
+        if len(texts) == 1:
+            out += ["\\midrule"] if number else []
+            texts = [f"\\multicolumn{{{len(head)}}}{{l}}{{\\textit{{{texts[0]}}}}}"]
+        out.append(" & ".join(t.replace("Δ", "$\\Delta$").replace(DASH, "---") for t in texts) + " \\\\")
+    return [*out, "\\bottomrule", "\\end{tabular}"]
+
+
+def footnotes(notes: Notes) -> list[str]:
+    """Footnotes as Markdown lines, after an empty one."""
+    return ["", *(f"<sup>{letter}</sup> {reason}  " for letter, reason in notes.lines())]
+
+
+def _under_budgets(lines: list[tuple[str, list[str]]], heading: Callable[[str], str]) -> list[list[str]]:
+    """Lines of all budgets, a separator before each: a table per budget would hide the comparison."""
+    out: list[list[str]] = []
     budget = None
     for tokens, texts in lines:
         if tokens != budget:
-            out.append(f"| *{_tokens(tokens)}* |" + " |" * (len(head) - 1))
+            out.append([heading(_tokens(tokens))])
             budget = tokens
-        out.append("| " + " | ".join(texts) + " |")
-    out += ["", *(f"<sup>{letter}</sup> {reason}  " for letter, reason in notes.lines())]
-    return "\n".join(out).rstrip() + "\n"
+        out.append(texts)
+    return out
+
+
+def markdown(title: str, caption: list[str], head: list[str], lines: list[tuple[str, list[str]]], notes: Notes) -> str:
+    """The whole file: title, caption, table, footnotes."""
+    table = markdown_table(head, _under_budgets(lines, "*{}*".format))
+    return "\n".join([f"# {title}", "", *caption, "", *table, *footnotes(notes)]).rstrip() + "\n"
 
 
 def latex(title: str, caption: list[str], head: list[str], lines: list[tuple[str, list[str]]], notes: Notes) -> str:
-    """A booktabs tabular."""
-    out = [f"% {title}", "\\begin{tabular}{l" + "r" * (len(head) - 1) + "}", "\\toprule"]
-    out += [" & ".join(head) + " \\\\", "\\midrule"]
-    budget = None
-    for tokens, texts in lines:
-        if tokens != budget:
-            out += ([] if budget is None else ["\\midrule"]) + [
-                f"\\multicolumn{{{len(head)}}}{{l}}{{\\textit{{{_tokens(tokens)}}}}} \\\\"
-            ]
-            budget = tokens
-        out.append(" & ".join(t.replace("Δ", "$\\Delta$").replace(DASH, "---") for t in texts) + " \\\\")
-    out += ["\\bottomrule", "\\end{tabular}"]
+    """A booktabs tabular, title, caption and notes as comments."""
+    out = [f"% {title}", *booktabs(head, _under_budgets(lines, str))]
     out += [f"% {LATEX.escape(line)}" for line in caption]
     out += [f"% {letter}: {reason}" for letter, reason in notes.lines()]
     return "\n".join(out) + "\n"

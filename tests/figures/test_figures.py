@@ -324,6 +324,7 @@ def test_a_method_nobody_listed_appears_with_its_rows(tmp_path):
 
 def test_a_new_method_has_a_look_and_a_label_of_its_own():
     assert settings.label_of("visionzip") == "VisionZip" and settings.label_of("nobody") == "nobody"
+    assert settings.label_of("sparsevlm") == "SparseVLM v1.5" and settings.label_of("uniform") == "uniform"
     looks = {name: style.of_method(name) for name in ("dart", "divprune", "cdpruner", "mine", "a", "b")}
     assert len(set(looks.values())) == 6 and looks["dart"] == style.of_method("dart")
     assert all(style.contrast(color) >= 3 and marker in style.SPARE for color, marker, _ in looks.values())
