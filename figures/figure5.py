@@ -30,6 +30,9 @@ WORDS = {
 }
 
 
+ENCODER_WORDS = {"cls": "[CLS]\nattention", "": "reduction\nbefore the LLM"}
+
+
 def columns(plan: Plan) -> list[dict]:
     """What stands in each column: kept tokens, their parts, the box below and the reduction before it."""
     edges = [0, *(s.layer for s in plan.stages), plan.shape.layers]
@@ -39,15 +42,7 @@ def columns(plan: Plan) -> list[dict]:
     for i, (start, stop) in enumerate(zip(edges, edges[1:])):
         if i == 0:
             parts = first.contextual * plan.shape.units if first else 0
-            why = (
-                (
-                    "[CLS]\nattention"
-                    if plan.method in ("visiondrop", "visionzip", "vispruner")
-                    else "reduction\nbefore the LLM"
-                )
-                if first
-                else ""
-            )
+            why = ENCODER_WORDS[first.scoring] if first else ""
         else:
             stage = plan.stages[i - 1]
             parts, why = stage.contextual, WORDS[stage.scoring]

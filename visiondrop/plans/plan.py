@@ -66,11 +66,13 @@ class EncoderStage(_Keeps):
         select: `(EncoderView, Kept) -> Selection`, a plain function; its settings are bound with `functools.partial`.
         order: how the units' rows are lined up for the LLM: "unit" (unit after unit) or the multi-crop orders
             "canvas" (VisionZip) and "raster" (VisPruner).
+        scoring: what chooses, for a reader of the plan: "cls" ([CLS] attention of the tower), or "" for anything else.
     """
 
     kept: Kept
     select: Callable[[Any, Kept], Any]
     order: str = "unit"
+    scoring: str = ""
 
 
 @dataclass(frozen=True)

@@ -45,5 +45,5 @@ class VisionZip(Method):
                 return None
             contextual = nearest(total * CONTEXTUAL_SHARE)
             dominant = total - contextual
-        stage = EncoderStage(Kept(dominant, contextual), select_unit, order="canvas")
+        stage = EncoderStage(Kept(dominant, contextual), select_unit, order="canvas", scoring="cls")
         return Plan("visionzip", shape, encoder=stage)

@@ -44,7 +44,7 @@ class VisPruner(Method):
         if count == shape.patches and count * shape.units == shape.tokens:
             return Plan("vispruner", shape)
         pick = partial(select, important=int(count * self.important_ratio))
-        return Plan("vispruner", shape, encoder=EncoderStage(Kept(count), pick, order="raster"))
+        return Plan("vispruner", shape, encoder=EncoderStage(Kept(count), pick, order="raster", scoring="cls"))
 
 
 def select(view, kept: Kept, important: int) -> Selection:

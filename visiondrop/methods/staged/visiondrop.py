@@ -71,7 +71,7 @@ class VisionDrop(Method):
             return None
         first_stage = None
         if self.encoder:
-            first_stage = EncoderStage(Kept(*split(per_unit, share)), select_unit, order="canvas")
+            first_stage = EncoderStage(Kept(*split(per_unit, share)), select_unit, order="canvas", scoring="cls")
         text = self.score == "text"
         pick = by_text if text else partial(by_image, mask=self.score_mask)
         stages = tuple(
