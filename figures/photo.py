@@ -17,12 +17,11 @@ import visiondrop
 from eval.files import ROOT
 from llava.mm_utils import open_image, process_images
 from llava.model.builder import load_pretrained_model
-from visiondrop.demo.show import beside, panel, square
+from visiondrop.demo.show import CELL, beside, panel, square
 from visiondrop.errors import command_line
 
 PHOTO, KEPT = ROOT / "docs/images/photo.jpg", ROOT / "docs/images/kept.png"
 BUDGETS = (192, 64)
-CELL = 14
 
 
 def panels(photo: Path, model: str) -> list[Image.Image]:

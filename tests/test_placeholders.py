@@ -9,7 +9,7 @@ from PIL import Image
 import visiondrop
 from eval.models.lmms_model import LlavaVisionDrop
 from tests.eval.test_checkpoint import write_answering_checkpoint
-from tests.support import models
+from tests.support import models, video_models
 from visiondrop.__main__ import main
 from visiondrop.errors import VisionDropError
 
@@ -80,6 +80,18 @@ def test_a_hub_conversation_goes_on_without_its_pictures(hub):
         cache = first.past_key_values
         again = hub.generate(input_ids=longer, past_key_values=cache, max_new_tokens=2, do_sample=False)
     assert again.shape[1] == longer.shape[1] + 2
+
+
+def test_both_kinds_of_placeholder_of_a_hub_model_are_looked_for():
+    model = video_models.hub()
+    for token in (model.config.image_token_id, model.config.video_token_id):
+        ids = torch.tensor([[1, token, token, 7, 8]])
+        with (
+            visiondrop.apply(model, tokens=64),
+            pytest.raises(VisionDropError, match=rf"id {token}\) and no picture"),
+        ):
+            model(input_ids=ids)
+        assert model(input_ids=ids).logits.shape[1] == 5  # the stock model takes them for words
 
 
 class Words:

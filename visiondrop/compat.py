@@ -7,7 +7,9 @@ name.  Callers of ours may use either; what we call gets the one it knows.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import transformers
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
@@ -24,3 +26,9 @@ def cache_in(arguments: Mapping[str, Any]) -> Any:
 def with_cache(arguments: Mapping[str, Any], cache: Any) -> dict[str, Any]:
     """The keyword arguments with `cache` under the name that the installed transformers knows."""
     return {**{name: value for name, value in arguments.items() if name not in NAMES}, CACHE: cache}
+
+
+def will_recompute(stack: nn.Module) -> bool:
+    """Whether the layers of a decoder stack will run a second time for their gradients (gradient checkpointing)."""
+    layer = stack.layers[0]
+    return getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()

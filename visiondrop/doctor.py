@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -117,17 +118,20 @@ def check_accelerate() -> Finding:
     return _imported("accelerate", "accelerate", "pip install accelerate")
 
 
-def _needs_of(file: Path) -> Iterator[str]:
-    """Modules that a source file imports outside of any `try`, in functions too."""
+@cache
+def _needs_of(file: Path) -> frozenset[str]:
+    """Modules that a source file imports outside of any `try`, in functions too; read once, a batch asks before each run."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     guarded = {id(n) for t in ast.walk(tree) if isinstance(t, ast.Try) for n in ast.walk(t)}
+    found: set[str] = set()
     for node in ast.walk(tree):
         if id(node) in guarded:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            yield node.module
+            found.add(node.module)
+    return frozenset(found)
 
 
 def _missing(module: str) -> bool:
@@ -148,7 +152,7 @@ def check_lmms_eval() -> Finding:
     except Exception as error:
         blamed = getattr(error, "name", None) or ""
         return Finding("lmms-eval", "FAIL", _blame(found, blamed, _short(error)))
-    for module in sorted(set(_needs_of(Path(evaluator.__file__)))):
+    for module in sorted(_needs_of(Path(evaluator.__file__))):
         if _missing(module):
             return Finding("lmms-eval", "FAIL", _blame(found, module, f"there is no module {module}"))
     return Finding("lmms-eval", "ok", found)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from .compat import will_recompute
 from .errors import UnsupportedError, VisionDropError
 from .methods.registry import make_plan
 from .ops.report import Report, StageReport
@@ -156,9 +156,8 @@ class Pruner(Unpicklable):
             cache: None, or any cache of transformers (an unpruned `DynamicCache` becomes a `PrunedCache` in place).
             layout: the images that come with this pass, or None.
         """
-        layer = stack.layers[0]
-        if getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled():
-            cache = None  # layers that will be run a second time for their gradients fill none
+        if will_recompute(stack):
+            cache = None  # layers that are run a second time fill none
         pruned = isinstance(cache, PrunedCache)
         if layout is not None and layout.spans:
             if any(self.plan_for(s.shape).active for s in layout.spans) or pruned:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..compat import HOOKS_RUN_AGAIN, cache_in, with_cache
+from ..compat import HOOKS_RUN_AGAIN, cache_in, will_recompute, with_cache
 from ..errors import UnsupportedError, VisionDropError
 from ..plans.flops import ModelDims, model_dims
 from ..plans.shape import VisualShape
@@ -41,12 +41,14 @@ class Pass(threading.local):
 
     Attributes:
         run: the run that drives the stack, or None; ids: [B, T] where the pass brings images, else None.
+        places: by placeholder, [B, T] which image of its kind a position belongs to, -1 elsewhere; found once per pass.
         pixels: the images one by one; images, videos: what the layout must know about them, as they were encoded.
     """
 
     def __init__(self) -> None:
         self.run: PrefillRun | ContinueRun | None = None
         self.ids: Tensor | None = None
+        self.places: dict[int, Tensor] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -168,7 +170,7 @@ class HubLlavaAdapter(Unpicklable):
             else:
                 output, origins = stock(*args, **kwargs), [p.ids for p in pictures]
             self.now.images = [Image(p.shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
-            self._check_places(self.model.config.image_token_id, self.now.images)
+            self._check_places(*self._kinds()[0])
             return output
 
         return get_image_features
@@ -231,26 +233,33 @@ class HubLlavaAdapter(Unpicklable):
                 "images with inputs_embeds: pruning finds images by their placeholders; give input_ids"
             )
         if not brings_images and ids is not None and ids.shape[1] > 1 and self.pruner.plan.active:
-            token = self.model.config.image_token_id
-            refuse_placeholders_without_pictures(int((ids == token).sum()), token)
-        self.now.ids = ids if brings_images else None
-        if kwargs.get("mm_encoder_outputs"):
-            self._check_encoded()
+            for token, _ in self._kinds():
+                refuse_placeholders_without_pictures(int((ids == token).sum()), token)
+        self.now.ids, self.now.places = ids if brings_images else None, {}
+        if kwargs.get("mm_encoder_outputs"):  # encoded before this pass
+            for token, images in self._kinds():
+                self._check_places(token, images)
 
     def _forget_ids(self, module, args, output) -> None:
         """After a pass, also one that an error ended: its ids say nothing about the next."""
-        self.now.ids = None
+        self.now.ids, self.now.places = None, {}
 
-    def _check_encoded(self) -> None:
-        """Check the places of images that were encoded before this pass."""
-        self._check_places(self.model.config.image_token_id, self.now.images)
+    def _kinds(self) -> list[tuple[int, list[Image]]]:
+        """Placeholder and images of every kind, in the order in which the model encodes them."""
+        return [(self.model.config.image_token_id, self.now.images)]
 
     def _check_places(self, token: int, images: list[Image]) -> None:
         """Refuse placeholders that do not fit the images, before the library compares numbers of elements."""
         if self.now.ids is not None and self.pruner.plan.active:
-            places = self.now.ids == token
-            if images or bool(places.any()):
-                number_images(places, images)
+            self._places(token, images)
+
+    def _places(self, token: int, images: list[Image]) -> Tensor:
+        """[B, T] which of `images` a position of this pass belongs to, -1 elsewhere."""
+        if token not in self.now.places:
+            visual = (self.now.ids == token).cpu()
+            wanted = images or (self.pruner.plan.active and bool(visual.any()))
+            self.now.places[token] = number_images(visual, images) if wanted else torch.full(visual.shape, -1)
+        return self.now.places[token]
 
     def _layout(self, mask: Tensor | None, cache) -> Layout | None:
         """The images of this pass, or None where it brings none (a decoding step looks at no data)."""
@@ -262,14 +271,19 @@ class HubLlavaAdapter(Unpicklable):
             before = mask[:, :-new].sum(1).tolist()
         else:
             before = 0 if cache is None else cache.get_seq_length()
-        ordinals, images = self._number(self.now.ids)
+        ordinals, images = self._number()
         layout = Layout.build(ordinals, mask[:, -new:] if padded else None, images)
         self.pruner.place_prompt_ends(layout, self.now.ids, self.now.pixels, before)
         return layout
 
-    def _number(self, ids: Tensor) -> tuple[Tensor, list[Image]]:
-        """([B, T] which image a position belongs to, -1 for text; the images)."""
-        return number_images(ids == self.model.config.image_token_id, self.now.images), self.now.images
+    def _number(self) -> tuple[Tensor, list[Image]]:
+        """([B, T] which image a position belongs to, -1 for text; the images of all kinds)."""
+        ordinals, all_images = torch.full(self.now.ids.shape, -1), []
+        for token, images in self._kinds():
+            found = self._places(token, images)
+            ordinals = torch.where(found >= 0, found + len(all_images), ordinals)
+            all_images += images
+        return ordinals, all_images
 
     def _given(self, kwargs: dict) -> list[Tensor]:
         """The images among these arguments, one by one."""
@@ -292,8 +306,7 @@ class HubLlavaAdapter(Unpicklable):
 
     def _refuse_recomputed_hooks(self, stack) -> None:
         """Gradient checkpointing of older transformers would run our hooks a second time, and prune what is pruned."""
-        recomputed = HOOKS_RUN_AGAIN and stack.training and torch.is_grad_enabled()
-        if recomputed and self.pruner.plan.active and any(layer.gradient_checkpointing for layer in stack.layers):
+        if HOOKS_RUN_AGAIN and self.pruner.plan.active and will_recompute(stack):
             raise UnsupportedError(
                 f"gradient checkpointing through a pruned {type(self.model).__name__} needs a newer transformers, whose "
                 "recomputation leaves hooks alone: pip install 'transformers>=5.24,<5.25', or load the checkpoint with "

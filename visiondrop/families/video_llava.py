@@ -10,11 +10,10 @@ import inspect
 import warnings
 
 import torch
-from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..plans.shape import VisualShape
-from ..stack.layout import Image, number_images
+from ..stack.layout import Image
 from ..tower.units import Picture, tower_ids
 from .llava import HubLlavaAdapter, Pass
 from .registry import register
@@ -113,7 +112,7 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
                 )
             self.now.videos = [Image(shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
             self.now.pixels = [*self.now.pixels, *pixels]
-            self._check_places(self.model.config.video_token_id, self.now.videos)
+            self._check_places(*self._kinds()[1])
             return output
 
         return get_video_features
@@ -123,20 +122,8 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
             self.now.forget()
         super()._note_inputs(module, args, kwargs)
 
-    def _check_encoded(self) -> None:
-        super()._check_encoded()
-        self._check_places(self.model.config.video_token_id, self.now.videos)
-
-    def _number(self, ids: Tensor) -> tuple[Tensor, list[Image]]:
-        config, ordinals = self.model.config, torch.full(ids.shape, -1)
-        for token, images, before in (
-            (config.image_token_id, self.now.images, 0),
-            (config.video_token_id, self.now.videos, len(self.now.images)),
-        ):
-            if images:
-                found = number_images(ids == token, images)
-                ordinals = torch.where(found >= 0, found + before, ordinals)
-        return ordinals, [*self.now.images, *self.now.videos]
+    def _kinds(self) -> list[tuple[int, list[Image]]]:
+        return [*super()._kinds(), (self.model.config.video_token_id, self.now.videos)]
 
     def _wrap_generate(self, stock):
         guarded = super()._wrap_generate(stock)

@@ -170,6 +170,13 @@ class Plan:
         return Ledger(plan=self, dims=replace(dims, layers=self.shape.layers), text_tokens=text_tokens)
 
 
+def raster_patches(method: str, count: int, shape: VisualShape, select: Callable[[Any, Kept], Any]) -> Plan:
+    """Every unit sends `count` patches chosen by [CLS] attention, unmerged and in raster order; all of them: no stage."""
+    if count == shape.patches and count * shape.units == shape.tokens:
+        return Plan(method, shape)
+    return Plan(method, shape, encoder=EncoderStage(Kept(count), select, order="raster", scoring="cls"))
+
+
 @dataclass(frozen=True)
 class Ledger:
     """Tokens per layer, their mean, cache entries and prefill FLOPs of one plan."""

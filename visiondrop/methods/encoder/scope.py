@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...ops.selection import Selection
-from ...plans.plan import EncoderStage, Kept, Plan
+from ...plans.plan import Kept, Plan, raster_patches
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
 from ..method import Method
@@ -36,10 +36,7 @@ class Scope(Method):
         count = per_unit(tokens, shape)
         if count is None:
             return None
-        if count == shape.patches and count * shape.units == shape.tokens:
-            return Plan("scope", shape)
-        pick = partial(select, alpha=self.alpha)
-        return Plan("scope", shape, encoder=EncoderStage(Kept(count), pick, order="raster"))
+        return raster_patches("scope", count, shape, partial(select, alpha=self.alpha))
 
 
 def select(view, kept: Kept, alpha: float) -> Selection:

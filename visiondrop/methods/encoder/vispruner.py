@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...ops.selection import Selection, gather_rows
-from ...plans.plan import EncoderStage, Kept, Plan
+from ...plans.plan import Kept, Plan, raster_patches
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
 from ..method import Method
@@ -41,10 +41,7 @@ class VisPruner(Method):
         count = per_unit(tokens, shape)
         if count is None:
             return None
-        if count == shape.patches and count * shape.units == shape.tokens:
-            return Plan("vispruner", shape)
-        pick = partial(select, important=int(count * self.important_ratio))
-        return Plan("vispruner", shape, encoder=EncoderStage(Kept(count), pick, order="raster", scoring="cls"))
+        return raster_patches("vispruner", count, shape, partial(select, important=int(count * self.important_ratio)))
 
 
 def select(view, kept: Kept, important: int) -> Selection:
