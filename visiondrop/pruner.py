@@ -164,7 +164,7 @@ class Pruner(Unpicklable):
                 _refuse_4d(attention_mask)
                 if cache is not None:
                     cache = PrunedCache.adopt(cache, attention_mask)
-                return PrefillRun(self, stack, hidden, attention_mask, position_ids, cache, layout)
+                return PrefillRun(self, stack, hidden, position_ids, cache, layout)
         if pruned and cache.segments:
             _refuse_4d(attention_mask)
             return ContinueRun(self, stack, hidden, attention_mask, position_ids, cache)

@@ -15,7 +15,7 @@ from llava.static.generate import Prompts, StaticGenerator, StaticPrompts
 from tests.support import models as golden
 from tests.support import next_models, video_models
 from visiondrop.reuse.prefix import continue_prefix, encode_prefix, next_logits
-from visiondrop.stack import passes as runs
+from visiondrop.stack.rows import Rows
 
 TINY = {
     "hidden_size": 64,
@@ -106,12 +106,12 @@ def test_compiled_layers_change_nothing(plain, method, options):
     ids, pixels = inputs(plain, 2, after=8)
     chosen = []
 
-    def spy(self, group, outcome, count):
-        chosen.append(None if outcome is None else outcome[0].index)
-        return splice(self, group, outcome, count)
+    def spy(self, change):
+        chosen.append(None if change.selection is None else change.selection.index)
+        return splice(self, change)
 
-    splice = runs.PrefillRun._splice
-    with visiondrop.apply(plain, method, **options), mock.patch.object(runs.PrefillRun, "_splice", spy):
+    splice = Rows._splice
+    with visiondrop.apply(plain, method, **options), mock.patch.object(Rows, "_splice", spy):
         logits, expected = keys_and_values(plain, ids, pixels)
         kept, chosen = list(chosen), []
         static = generator(plain, "aot_eager")

@@ -65,7 +65,7 @@ def test_no_stage_builds_an_attention_map(images):
         run._prune(1)
     length = visual + text
     assert seen.elements <= heads * chunk * length < heads * visual * length
-    assert run.width == images * pruner.plan.counts[1] + text
+    assert run.rows.width == images * pruner.plan.counts[1] + text
 
 
 def test_scores_in_chunks_equal_the_map():

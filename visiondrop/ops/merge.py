@@ -38,32 +38,44 @@ def merge(hidden: Tensor, metric: Tensor, dominant: Tensor, contextual: int) -> 
     at_candidate = at_candidate + passed.clamp(max=contextual)
     reference, candidate = rest[:, at_reference], rest[:, at_candidate]
 
-    fused = gather_rows(hidden, reference)
     assignment = candidate.new_zeros(candidate.shape)
     if candidate.shape[1]:
-        assignment, mean = _join(hidden, metric / metric.norm(dim=-1, keepdim=True), candidate, reference)
-        fused = fused + mean
+        assignment = _join(metric / metric.norm(dim=-1, keepdim=True), candidate, reference)
+
+    def mix(x: Tensor) -> Tensor:
+        fused = gather_rows(x, reference)
+        if candidate.shape[1]:
+            fused = fused + _means(x, candidate, assignment, contextual)
+        return torch.cat([gather_rows(x, dominant), fused], dim=1)
+
     return Selection(
         index=torch.cat([dominant, reference], dim=1),
-        value=torch.cat([gather_rows(hidden, dominant), fused], dim=1),
+        value=mix(hidden),
         dominant=kept,
         merged=candidate,
         assignment=assignment,
+        mix=mix,
     )
 
 
-def _join(hidden: Tensor, unit: Tensor, candidate: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Each candidate's reference, and the mean of each reference's candidates: ([I, N] long, [I, C, D])."""
-    images, contextual = reference.shape
+def _blocks(candidate: Tensor, contextual: int) -> tuple[Tensor, ...]:
+    """In blocks of candidates, so that no N x C table grows with the square of a long sequence."""
+    return candidate.split(max(1, JOIN_CELLS // (len(candidate) * contextual)), dim=1)
+
+
+def _join(unit: Tensor, candidate: Tensor, reference: Tensor) -> Tensor:
+    """The reference each candidate joins: [I, N] long, 0 … C-1."""
     targets = gather_rows(unit, reference).transpose(1, 2)
-    slots = torch.arange(contextual, device=reference.device)
-    assignments, total, count = [], 0, 0
-    # In blocks of candidates, so that no N x C table grows with the square of a long sequence.
-    for block in candidate.split(max(1, JOIN_CELLS // (images * contextual)), dim=1):
-        joined = (gather_rows(unit, block) @ targets).argmax(dim=-1)
+    blocks = _blocks(candidate, reference.shape[1])
+    return torch.cat([(gather_rows(unit, block) @ targets).argmax(dim=-1) for block in blocks], dim=1)
+
+
+def _means(x: Tensor, candidate: Tensor, assignment: Tensor, contextual: int) -> Tensor:
+    """[I, C, E] mean of the rows of x [I, n, E] that joined each reference; 0 where none did."""
+    slots, total, count = torch.arange(contextual, device=x.device), 0, 0
+    for block, joined in zip(_blocks(candidate, contextual), _blocks(assignment, contextual)):
         # A one-hot product instead of scatter-add: the same sum, deterministic on every device.
-        member = (joined.unsqueeze(-1) == slots).to(hidden.dtype)
-        total = total + member.transpose(1, 2) @ gather_rows(hidden, block)
+        member = (joined.unsqueeze(-1) == slots).to(x.dtype)
+        total = total + member.transpose(1, 2) @ gather_rows(x, block)
         count = count + member.sum(dim=1)
-        assignments.append(joined)
-    return torch.cat(assignments, dim=1), total / count.clamp(min=1).unsqueeze(-1)
+    return total / count.clamp(min=1).unsqueeze(-1)

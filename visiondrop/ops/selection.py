@@ -1,5 +1,6 @@
 """What a selector returns, and choosing rows in order."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ class Selection:
         merged: [I, N] slots that were merged away, ascending, or None.
         assignment: [I, N] for each merged slot the output contextual row it went to, 0 … C-1; -1 = discarded.
         scores: [I, n] float32 the scores the choice was made by, or None.
+        mix: where rows are merged, what makes `value` of the states; None = the representatives' own rows are taken.
     """
 
     index: Tensor
@@ -25,6 +27,11 @@ class Selection:
     merged: Tensor | None = None
     assignment: Tensor | None = None
     scores: Tensor | None = None
+    mix: Callable[[Tensor], Tensor] | None = None
+
+    def combine(self, x: Tensor) -> Tensor:
+        """Other numbers of the same tokens, x [I, n, E], kept and merged as the states were: [I, M, E]."""
+        return gather_rows(x, self.index) if self.mix is None else self.mix(x)
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

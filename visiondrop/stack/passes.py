@@ -9,41 +9,18 @@ Both front-ends (our own `llava/` classes and the hooks on transformers' classes
     run.close()
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from ..compat import CACHE
 from ..ops.report import Recorder
-from ..ops.selection import Selection, gather_rows
-from ..plans.plan import Plan, Stage
+from ..ops.selection import gather_rows
+from ..plans.plan import Stage
 from .cache import PrunedCache, extend
-from .layout import Layout, padding_mask, row_index
-from .view import View
-
-
-@dataclass
-class Group:
-    """Images of one shape, at most one per row: they share a plan, so all their lengths agree at every layer.
-
-    Several images of a row are in several groups, so that no stage holds the row's states once per image.
-
-    Attributes:
-        plan: their plan; images: ordinals in the batch; rows: their rows; starts: coordinates of their first token.
-        count: tokens each has now; ids: [I, count] original patch ids, when recording.
-    """
-
-    plan: Plan
-    images: list[int]
-    rows: list[int]
-    starts: list[int]
-    count: int
-    covers_batch: bool
-    ids: Tensor | None = None
-    memory: dict = field(default_factory=dict)
+from .layout import Layout
+from .rows import Change, Group, Rows, group_images
+from .view import LayerProbe, View
 
 
 def cache_count(cache: PrunedCache | None, layer: int) -> int | Tensor:
@@ -77,18 +54,18 @@ class _Run:
 class PrefillRun(_Run):
     """A pass that brings images: stages act on entry of their layer."""
 
-    def __init__(self, pruner, stack, hidden, attention_mask, position_ids, cache, layout: Layout):
+    def __init__(self, pruner, stack, hidden, position_ids, cache, layout: Layout):
         recorder = Recorder(pruner.report, len(layout.spans), len(layout.lengths)) if pruner.record else None
         super().__init__(stack, hidden, cache, recorder)
-        self.pruner = pruner
-        self.layout, self.chunk, self.layer = layout, pruner.chunk, 0
+        self.pruner, self.layout, self.layer = pruner, layout, 0
         self.tokens = hidden.shape[1]
         self.past = cache.logical if cache is not None else 0
-        self.width, self.lengths = layout.width, list(layout.lengths)
-        self.groups = self._group(pruner, layout)
+        self.groups = group_images(layout, pruner.plan_for, pruner.record, hidden.device)
+        self.rows = Rows(hidden, layout, self.groups)
         self.compact = all(g.plan.positions == "compact" for g in self.groups)
         self.entry = any(g.plan.positions == "entry" for g in self.groups)
-        self.positions = None if self.compact or self.entry else self._original_positions(position_ids)
+        if not self.compact and not self.entry:
+            self.rows.positions = self._original_positions(position_ids)
         self.stages: dict[int, list[tuple[Group, Stage]]] = {}
         for group in self.groups:
             for stage in group.plan.live_stages:
@@ -106,7 +83,7 @@ class PrefillRun(_Run):
     def enter(self, i: int, hidden: Tensor) -> tuple[Tensor, dict]:
         """Called before layer `i` with its input [B, L, D]; returns the input it shall get, and its arguments."""
         if i in self.boundaries:
-            self.hidden, self.layer = hidden, i
+            self.rows.hidden, self.layer = hidden, i
             if i == 0:
                 self._arrive()
             if i in self.stages:
@@ -115,7 +92,7 @@ class PrefillRun(_Run):
                     self._embed_positions(cache_count(self.cache, i))
                 self._prune(i)
             self._open_segment(i)
-            hidden = self.hidden
+            hidden = self.rows.hidden
         if i in self.watched:
             self.inputs[i] = hidden
         if self.recorder is not None:
@@ -128,29 +105,6 @@ class PrefillRun(_Run):
         if self.cache is not None:
             self.cache.logical += self.tokens
 
-    def visual_blocks(self, row: int) -> list[tuple[int, int]]:
-        """(start coordinate, count) of every image in `row`, as it stands now."""
-        return sorted((s, g.count) for g in self.groups for r, s in zip(g.rows, g.starts) if r == row)
-
-    def _group(self, pruner, layout: Layout) -> list[Group]:
-        alike, seen = {}, Counter()
-        for ordinal, span in enumerate(layout.spans):
-            seen[span.row, span.shape] += 1
-            alike.setdefault((span.shape, seen[span.row, span.shape]), []).append(ordinal)
-        groups = []
-        for (shape, _), images in alike.items():
-            spans = [layout.spans[i] for i in images]
-            rows = [s.row for s in spans]
-            plan = pruner.plan_for(shape)
-            block, covers = spans[0].image.block, rows == list(range(len(layout.lengths)))
-            group = Group(plan, images, rows, [s.start for s in spans], block, covers)
-            if pruner.record:
-                every = torch.arange(block)
-                ids = [every if s.image.origin is None else s.image.origin.cpu() for s in spans]
-                group.ids = torch.stack(ids).to(self.hidden.device)
-            groups.append(group)
-        return groups
-
     def _original_positions(self, position_ids: Tensor | None) -> Tensor:
         """[B, T] logical positions."""
         if position_ids is None:
@@ -159,151 +113,61 @@ class PrefillRun(_Run):
 
     def _arrive(self) -> None:
         """Bring the input into the stack's form: padding on the left, rows vacated by the encoder stage gone."""
-        layout = self.layout
-        if not layout.left_padded():
-            columns = [layout.mask[b].nonzero()[:, 0] for b in range(len(layout.lengths))]
-            self._regather([[c + b * self.width] for b, c in enumerate(columns)], self.hidden, [])
-        arrived = [(g, g.plan.entry) for g in self.groups if g.plan.encoder is not None]
+        self.rows.arrive(self.layout)
+        arrived = [Change(g, g.plan.entry) for g in self.groups if g.plan.encoder is not None]
         if arrived:
-            self._replace([(g, None, n) for g, n in arrived])
+            self.rows.replace(arrived)
         if self.entry:
-            self.positions = self._numbered(cache_count(self.cache, 0)).expand(len(self.lengths), -1)
+            self.rows.positions = self.rows.numbered(cache_count(self.cache, 0)).expand(len(self.rows.lengths), -1)
         for group in self.groups:
             if group.plan.begin is not None:
-                group.plan.begin(View(self, group, group.count, None))
+                group.plan.begin(View(self.rows, group, group.count, None))
 
     def _prune(self, layer: int) -> None:
         changes = []
         for group, stage in self.stages[layer]:
-            view = View(self, group, stage.keep, stage.probe)
+            view = View(self.rows, group, stage.keep, self._probe(stage.probe))
             selection = stage.select(view, stage.kept)
-            states = view.hidden
-            value = gather_rows(states, selection.index) if selection.value is None else selection.value
+            value = gather_rows(view.hidden, selection.index) if selection.value is None else selection.value
             if self.recorder is not None:
                 group.ids = self.recorder.stage(layer, group, selection, value)
-            changes.append((group, (selection, value), stage.keep))
-        self._replace(changes)
+            changes.append(Change(group, stage.keep, selection, value))
+        self.rows.replace(changes)
 
-    def _replace(self, changes: list[tuple[Group, tuple[Selection, Tensor] | None, int]]) -> None:
-        """Put new visual blocks in place of old ones.
-
-        Args:
-            changes: (group, outcome, count): the selection and its [I, M, D] states, or None to keep the block's
-                first `count` rows (what the encoder stage left there).
-        """
-        if len(changes) == 1 and self._aligned(changes[0][0]):
-            self._splice(*changes[0])
-            return
-        flat_positions = None if self.positions is None else self.positions.reshape(-1)
-        values, offset, blocks = [], len(self.lengths) * self.width, {}
-        new_positions = []
-        for group, outcome, count in changes:
-            for i, (row, start) in enumerate(zip(group.rows, group.starts)):
-                first = row * self.width + self.width - self.lengths[row] + start
-                begin = first if outcome is None else offset + i * count
-                blocks[row, start] = (group.count, torch.arange(begin, begin + count))
-            if outcome is not None:
-                selection, value = outcome
-                values.append(value.reshape(-1, value.shape[-1]))
-                offset += len(values[-1])
-                if flat_positions is not None:
-                    own = View(self, group, count, None)._take(self.positions.unsqueeze(-1), group.starts, group.count)
-                    new_positions.append(own.squeeze(-1).gather(1, selection.index).reshape(-1))
-        pieces = self._pieces(blocks)
-        self._move_starts({id(g): n for g, _, n in changes})
-        if flat_positions is not None:
-            self.positions = torch.cat([flat_positions, *new_positions])
-        self._regather(pieces, self.hidden, values)
-
-    def _aligned(self, group: Group) -> bool:
-        """Whether every row is full and holds one image, all at the same place."""
-        full = all(n == self.width for n in self.lengths)
-        return full and len(self.groups) == 1 and group.covers_batch and len(set(group.starts)) == 1
-
-    def _splice(self, group: Group, outcome: tuple[Selection, Tensor] | None, count: int) -> None:
-        """`_replace` for one aligned group: no index, no copy from the host, so that it can be captured in a graph."""
-        start, stop = group.starts[0], group.starts[0] + group.count
-        selection, value = outcome or (None, self.hidden[:, start : start + count])
-        if self.positions is not None:
-            own = self.positions[:, start:stop]
-            own = own[:, :count] if selection is None else own.gather(1, selection.index)
-            self.positions = torch.cat([self.positions[:, :start], own, self.positions[:, stop:]], dim=1)
-        self.hidden = torch.cat([self.hidden[:, :start], value, self.hidden[:, stop:]], dim=1)
-        self.width -= group.count - count
-        self.lengths = [self.width] * len(self.lengths)
-        self._move_starts({id(group): count})
-
-    def _pieces(self, blocks: dict[tuple[int, int], tuple[int, Tensor]]) -> list[list[Tensor]]:
-        """Per row, index pieces into the flattened [B * L] states: text as it was, replaced blocks from `blocks`."""
-        pieces = []
-        for row, length in enumerate(self.lengths):
-            base = row * self.width + self.width - length
-            parts, cursor = [], 0
-            for (_, start), (count, source) in sorted((k, v) for k, v in blocks.items() if k[0] == row):
-                parts += [torch.arange(base + cursor, base + start), source]
-                cursor = start + count
-            pieces.append(parts + [torch.arange(base + cursor, base + length)])
-        return pieces
-
-    def _move_starts(self, counts: dict[int, int]) -> None:
-        """Shift every coordinate behind a block that shrank."""
-        moves = [
-            (r, s, g.count - counts[id(g)]) for g in self.groups if id(g) in counts for r, s in zip(g.rows, g.starts)
-        ]
-
-        def shifted(row: int, at: int) -> int:
-            return at - sum(gone for r, s, gone in moves if r == row and s < at)
-
-        ends = self.layout.prompt_ends
-        self.layout.prompt_ends = [[shifted(row, e) for e in ends[row]] for row in range(len(ends))]
-        for group in self.groups:
-            group.starts = [shifted(r, s) for r, s in zip(group.rows, group.starts)]
-        for group in self.groups:
-            group.count = counts.get(id(group), group.count)
-
-    def _regather(self, pieces: list[list[Tensor]], hidden: Tensor, values: list[Tensor]) -> None:
-        """New left-padded states from index pieces into cat([hidden flattened, *values])."""
-        lengths = [sum(map(len, parts)) for parts in pieces]
-        width = max(lengths)
-        index = row_index(pieces, width).to(hidden.device)
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        flat = torch.cat([flat, *values]) if values else flat
-        self.hidden = flat.index_select(0, index.reshape(-1)).view(*index.shape, -1)
-        if self.positions is not None:
-            self.positions = self.positions.reshape(-1)[index]
-        self.lengths, self.width = lengths, width
+    def _probe(self, at: int | None) -> LayerProbe | None:
+        """Layer `at` as it is asked for scores: before it runs, or after (its input was kept)."""
+        if at is None:
+            return None
+        has_run, keys, padding = at < self.layer, None, None
+        if self.cache is not None and (self.past or has_run):
+            keys, valid = self.cache.layers[at].keys, self.cache.segment_of(at).valid
+            padding = None if valid is None else ~valid
+        states = self.inputs[at] if has_run else self.rows.hidden
+        fused = self.pruner.fused
+        return LayerProbe(self.stack.layers[at], states, self.rope, keys, has_run, padding, self.pruner.chunk, fused)
 
     def _open_segment(self, i: int) -> None:
         """Positions, rotary embedding and mask of the layers from `i` on; note the new entries in the cache."""
-        valid, count = padding_mask(self.lengths, self.width, self.hidden.device), 0
+        rows, valid, count = self.rows, self.rows.valid(), 0
         if self.cache is not None:
             segment = self.cache.segment_of(i)
             count = segment.count
-            extend(segment, valid, len(self.lengths), self.width, self.hidden.device)
+            extend(segment, valid, len(rows.lengths), rows.width, rows.device)
             valid = segment.valid
         self._embed_positions(count)
-        self.set_arguments(self.mask(self.hidden, valid, i), self.rope)
+        self.set_arguments(self.mask(rows.hidden, valid, i), self.rope)
 
     def _embed_positions(self, count: int | Tensor) -> None:
         """Rotary embedding of the tokens in hand, after `count` earlier ones (int, or [B] long)."""
-        positions = self._numbered(count) if self.compact else self.positions
-        self.rope = self.stack.rotary_emb(self.hidden, position_ids=positions)
-
-    def _numbered(self, count: int | Tensor) -> Tensor:
-        """[B or 1, L] long: the tokens in hand, numbered after `count` earlier ones."""
-        device = self.hidden.device
-        positions = torch.arange(self.width, device=device)[None]
-        if any(n < self.width for n in self.lengths):
-            pad = torch.tensor([self.width - n for n in self.lengths], device=device)
-            positions = (positions - pad[:, None]).clamp(min=0)
-        return positions + (count if isinstance(count, int) else count[:, None])
+        positions = self.rows.numbered(count) if self.compact else self.rows.positions
+        self.rope = self.stack.rotary_emb(self.rows.hidden, position_ids=positions)
 
     def _valid_entries(self, i: int) -> list[int]:
         """Valid tokens of every row that layer `i` holds after this pass."""
         if self.cache is None:
-            return self.lengths
+            return self.rows.lengths
         count = self.cache.segment_of(i).count
-        return [count] * len(self.lengths) if isinstance(count, int) else count.tolist()
+        return [count] * len(self.rows.lengths) if isinstance(count, int) else count.tolist()
 
 
 class ContinueRun(_Run):

@@ -4,10 +4,49 @@ A view hides where the images stand, how rows are padded, what is cached and whi
 tensors over I images of equal size and does arithmetic on them.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops import scores
+from .rows import Group, Rows
+
+
+@dataclass
+class LayerProbe:
+    """What the scores of a stage are computed from: one decoder layer, its input, and what it has cached.
+
+    Attributes:
+        layer: whose norm and projections are used.
+        states: [B, L, D] its input; rope: (cos, sin) of the tokens in hand, each [B or 1, L, E].
+        keys: [B, H, P + L, E] its rotated keys of P earlier tokens and, where it `has_run`, of those in hand; or None.
+        padding: [B, P] bool, True for padding among the earlier ones, or None.
+        chunk: query rows handled at once; fused: see `ops.fused`.
+    """
+
+    layer: nn.Module
+    states: Tensor
+    rope: tuple[Tensor, Tensor]
+    keys: Tensor | None = None
+    has_run: bool = False
+    padding: Tensor | None = None
+    chunk: int = 256
+    fused: bool = False
+
+    @property
+    def attention(self) -> nn.Module:
+        """The layer's attention."""
+        return self.layer.self_attn
+
+    def past(self, rows: list[int]) -> tuple[Tensor, Tensor | None] | None:
+        """Keys [I, H, P, E] of what `rows` held before this pass, and which are padding [I, P]; None without a past."""
+        length = 0 if self.keys is None else self.keys.shape[2] - (self.states.shape[1] if self.has_run else 0)
+        if not length:
+            return None
+        at = torch.tensor(rows, device=self.states.device)
+        return self.keys[at, :, :length], None if self.padding is None else self.padding[at, :length]
 
 
 class View:
@@ -21,11 +60,10 @@ class View:
         shape: the images' `VisualShape`.
     """
 
-    def __init__(self, run, group, keep: int, probe: int | None):
-        self._run, self._group, self._probe = run, group, probe
-        self.keep, self.memory, self.shape = keep, group.memory, group.plan.shape
-        self.seeds = [run.layout.spans[i].image.seed for i in group.images]
-        self._cached: dict[str, Tensor] = {}
+    def __init__(self, rows: Rows, group: Group, keep: int, probe: LayerProbe | None):
+        self._rows, self._group, self._probe = rows, group, probe
+        self.keep, self.memory, self.shape, self.seeds = keep, group.memory, group.plan.shape, group.seeds
+        self._cached: dict[str, Tensor | None] = {}
 
     @property
     def count(self) -> int:
@@ -35,7 +73,7 @@ class View:
     @property
     def hidden(self) -> Tensor:
         """[I, n, D] states of the visual tokens."""
-        return self._take(self._run.hidden, self._group.starts, self.count)
+        return self._take(self._rows.hidden, self._group.starts, self.count)
 
     def received(self, mask: str = "causal") -> Tensor:
         """[I, n] float32: attention each visual token receives from the visual queries (see `scores.received`)."""
@@ -43,11 +81,11 @@ class View:
         return scores.received(
             self._cached["query"],
             key,
-            self._attention.scaling,
+            self._probe.attention.scaling,
             hidden_keys,
             mask,
-            self._run.chunk,
-            self._run.pruner.fused,
+            self._probe.chunk,
+            self._probe.fused,
         )
 
     def keys(self) -> Tensor:
@@ -70,19 +108,19 @@ class View:
     def suffix_hidden(self) -> tuple[Tensor, Tensor]:
         """States of the text behind the image: ([I, S, D], [I, S] bool as in `from_suffix`)."""
         wanted = self.suffix_mask()
-        return self._take(self._run.hidden, [e - wanted.shape[1] for e in self._ends], wanted.shape[1]), wanted
+        return self._take(self._rows.hidden, [e - wanted.shape[1] for e in self._ends], wanted.shape[1]), wanted
 
     def suffix_mask(self) -> Tensor:
         """[I, S] bool: which of the S coordinates before the prompt's end are text behind the image.
 
         Where no text stands there, the prompt's last token, whatever it is, speaks for it.
         """
-        group, run = self._group, self._run
+        group = self._group
         longest = max(1, *(e - s - self.count for e, s in zip(self._ends, group.starts)))
         out = torch.zeros(len(group.images), longest, dtype=torch.bool)
         for i, (row, start, end) in enumerate(zip(group.rows, group.starts, self._ends)):
             out[i, longest - (end - start - self.count) :] = True
-            for other_start, other_count in run.visual_blocks(row):
+            for other_start, other_count in self._rows.blocks(row):
                 if other_start > start:
                     low = other_start - end + longest
                     out[i, max(low, 0) : max(low + other_count, 0)] = False
@@ -91,60 +129,26 @@ class View:
 
     @property
     def _device(self) -> torch.device:
-        return self._run.hidden.device
-
-    @property
-    def _attention(self):
-        return self._run.stack.layers[self._probe].self_attn
+        return self._rows.device
 
     @property
     def _ends(self) -> list[int]:
         """Per image, the coordinate behind the last token of the prompt it belongs to."""
-        group, ends = self._group, self._run.layout.prompt_ends
+        group, ends = self._group, self._rows.ends
         out = []
         for row, start in zip(group.rows, group.starts):
-            out.append(next((e for e in ends[row] if e >= start + self.count), self._run.lengths[row]))
+            out.append(next((e for e in ends[row] if e >= start + self.count), self._rows.lengths[row]))
         return out
 
-    def _take(self, x: Tensor, starts: list[int], count: int) -> Tensor:
-        """Rows of x [B or 1, L, ...] at coordinates start … start+count-1 of each image: [I, count, ...]
-        (or [1, count, ...] where x has one row and the images are the rows of the batch).
-
-        Coordinates before a row's first token read its first column; callers mask them.
-        """
-        run, group = self._run, self._group
-        columns = [run.width - run.lengths[row] + start for row, start in zip(group.rows, starts)]
-        if len(set(columns)) == 1 and columns[0] >= 0 and (group.covers_batch or x.shape[0] == 1):
-            block = x[:, columns[0] : columns[0] + count]
-            return block if group.covers_batch else block.expand(len(group.images), *block.shape[1:])
-        at = torch.tensor(columns, device=x.device)[:, None] + torch.arange(count, device=x.device)
-        rows = torch.tensor(group.rows, device=x.device) if x.shape[0] > 1 else torch.zeros_like(at[:, 0])
-        return x[rows[:, None], at.clamp_(min=0)]
+    def _take(self, x: Tensor, starts: Sequence[int], count: int) -> Tensor:
+        return self._rows.take(x, self._group, starts, count)
 
     def _rope(self, starts: list[int], count: int) -> tuple[Tensor, Tensor]:
-        cos, sin = self._run.rope
+        cos, sin = self._probe.rope
         return self._take(cos, starts, count), self._take(sin, starts, count)
 
-    def _outside(self, starts: list[int], count: int) -> Tensor | None:
-        """[I, count] bool, True where start + j is before a row's first token; None where nowhere."""
-        if min(starts) >= 0:
-            return None
-        first = torch.tensor([-s for s in starts], device=self._device)
-        return torch.arange(count, device=self._device) < first[:, None]
-
-    def _past(self) -> tuple[Tensor, Tensor | None] | None:
-        """Cached keys of the probe layer before this pass, for the group's rows, and which of them are padding."""
-        run = self._run
-        if not run.past:
-            return None
-        rows = torch.tensor(self._group.rows, device=self._device)
-        layer = run.cache.layers[self._probe]
-        length = layer.keys.shape[-2] - (run.width if self._probe < run.layer else 0)
-        valid = run.cache.segment_of(self._probe).valid
-        return layer.keys[rows, :, :length], None if valid is None else ~valid[rows, :length]
-
     def _with_past(self, key: Tensor, outside: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        past = self._past()
+        past = self._probe.past(self._group.rows)
         if past is None:
             return key, outside
         past_key, past_outside = past
@@ -163,38 +167,36 @@ class View:
         Text behind the image is never seen by a visual query, so it is not projected.
         """
         if "key" not in self._cached:
-            layer, group = self._run.stack.layers[self._probe], self._group
+            layer, group = self._probe.layer, self._group
             before = max(group.starts)
             starts, count = [s - before for s in group.starts], before + self.count
             attention, rope = layer.self_attn, self._rope(starts, count)
-            states = layer.input_layernorm(self._take(self._states(), starts, count))
+            states = layer.input_layernorm(self._take(self._probe.states, starts, count))
             keys, queries = attention.k_proj(states), attention.q_proj(states[:, before:])
             # Heads side by side in memory: else every chunk of a batch copies its keys to bring images and heads together.
             key = scores.finish(attention, keys, rope, "k").contiguous()
             tail = (rope[0][:, before:], rope[1][:, before:])
             self._cached["query"] = scores.finish(attention, queries, tail, "q").contiguous()
-            self._cached["key"], self._cached["outside"] = self._with_past(key, self._outside(starts, count))
+            self._cached["key"], self._cached["outside"] = self._with_past(key, self._rows.outside(starts, count))
         return self._cached["key"], self._cached["outside"]
-
-    def _states(self) -> Tensor:
-        """Input of the probe layer, [B, L, D]."""
-        return self._run.inputs[self._probe] if self._probe < self._run.layer else self._run.hidden
 
     def _from_text(self, wanted: Tensor) -> Tensor:
         """Attention of the last S coordinates before the prompt's end: wanted [I, S] bool -> [I, S, n] float32."""
-        group, layer, size = self._group, self._run.stack.layers[self._probe], wanted.shape[1]
+        group, layer, size = self._group, self._probe.layer, wanted.shape[1]
         ends, longest = self._ends, max(self._ends)
         starts = [e - longest for e in ends]
-        outside = self._outside(starts, longest)
-        if self._probe < self._run.layer and self._run.cache is not None:
-            # Layer `probe` has just run: its rotated keys are in the cache, to be read instead of computed again.
-            cached = self._run.cache.layers[self._probe].keys[:, :, -self._run.width :]
+        outside = self._rows.outside(starts, longest)
+        if self._probe.has_run and self._probe.keys is not None:
+            # The layer has just run: its rotated keys are in the cache, to be read instead of computed again.
+            cached = self._probe.keys[:, :, -self._rows.width :]
             key = self._take(cached.transpose(1, 2), starts, longest).transpose(1, 2)
         else:
-            key = scores.project(layer, self._take(self._states(), starts, longest), self._rope(starts, longest), "k")
+            key = scores.project(
+                layer, self._take(self._probe.states, starts, longest), self._rope(starts, longest), "k"
+            )
         key, outside = self._with_past(key, outside)
         tails = [e - size for e in ends]
-        query = scores.project(layer, self._take(self._states(), tails, size), self._rope(tails, size), "q")
+        query = scores.project(layer, self._take(self._probe.states, tails, size), self._rope(tails, size), "q")
         total = key.shape[2]
         at = torch.arange(total, device=key.device)
         last = torch.arange(total - size, total, device=key.device)
@@ -203,7 +205,7 @@ class View:
             visible = visible & ~outside[:, None]
         # A place that is no token of the text may have nothing to look at; let it look anywhere, it is not used.
         visible = visible | ~wanted[:, :, None]
-        weights = scores.attention_rows(query, key, layer.self_attn.scaling, visible, self._run.chunk)
+        weights = scores.attention_rows(query, key, layer.self_attn.scaling, visible, self._probe.chunk)
         firsts = [total - (e - s) for e, s in zip(ends, group.starts)]
         if len(set(firsts)) == 1:
             return weights[:, :, firsts[0] : firsts[0] + self.count]

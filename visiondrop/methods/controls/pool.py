@@ -80,8 +80,11 @@ def select(view, kept: Kept, parts: tuple[tuple[Grid, tuple[int, int]], ...]) ->
     """
     hidden = view.hidden
     index, others, fate = (x.to(hidden.device).expand(len(hidden), -1) for x in _places(parts, hidden.shape[1]))
-    value = torch.cat([pooled(hidden, grid, cells) for grid, cells in parts], dim=1)
-    return Selection(index=index, value=value, dominant=0, merged=others, assignment=fate)
+
+    def mix(x: Tensor) -> Tensor:
+        return torch.cat([pooled(x, grid, cells) for grid, cells in parts], dim=1)
+
+    return Selection(index=index, value=mix(hidden), dominant=0, merged=others, assignment=fate, mix=mix)
 
 
 @lru_cache(maxsize=64)

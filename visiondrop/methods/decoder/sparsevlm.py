@@ -206,9 +206,13 @@ def select(view, kept: Kept, pool: int, stage: int, seed: int, noise: Tensor | N
     states = gather_rows(hidden, candidates).float()
     centres, labels = density_peaks(states, kept.contextual, random)
     member = torch.nn.functional.one_hot(labels, kept.contextual).to(states.dtype)  # [I, pool, C]
-    means = (member.transpose(1, 2) @ states) / (member.sum(dim=1) + 1e-6).unsqueeze(-1)
+    size = (member.sum(dim=1) + 1e-6).unsqueeze(-1)
+
+    def mix(x: Tensor) -> Tensor:
+        means = (member.transpose(1, 2) @ gather_rows(x, candidates).float()) / size
+        return torch.cat([gather_rows(x, chosen), means.to(x.dtype)], dim=1)
+
     index = torch.cat([chosen, candidates.gather(1, centres)], dim=1)
     merged = complement(index, hidden.shape[1])
     fate = torch.full_like(scores, -1, dtype=torch.long).scatter_(1, candidates, labels)
-    value = torch.cat([gather_rows(hidden, chosen), means.to(hidden.dtype)], dim=1)
-    return Selection(index, value, kept.dominant, merged, fate.gather(1, merged), scores)
+    return Selection(index, mix(hidden), kept.dominant, merged, fate.gather(1, merged), scores, mix)
