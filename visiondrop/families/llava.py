@@ -1,80 +1,43 @@
-"""transformers' `LlavaForConditionalGeneration`: pruning by hooks on this one model object.
+"""transformers' `LlavaForConditionalGeneration`: the encoder stage stands between its tower and its projector.
 
-What is hooked, and undone by `handle.remove()`:
-- `model.model.get_image_features` (wrapped on the instance): the encoder stage.  Each image keeps its block of
-  placeholders; the m rows that survive stand first, the rest are zero and are dropped on entry of the stack.
-- `model.model` (pre-hook): note the ids, so that images can be found.
-- `model.model.language_model` and its layers (hooks): start the run, and call `run.enter` before every layer.
-- `model.generate` (wrapped on the instance) and `model` (pre-hook): refuse what would be computed wrongly.
+Each image keeps its block of placeholders; the m rows that survive stand first, the rest are zero and are dropped on
+entry of the stack.
 """
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..compat import HOOKS_RUN_AGAIN, cache_in, will_recompute, with_cache
 from ..errors import UnsupportedError, VisionDropError
 from ..plans.flops import ModelDims, model_dims
 from ..plans.shape import VisualShape
-from ..pruner import Unpicklable
-from ..stack.cache import PrunedCache
-from ..stack.layout import Image, Layout, number_images
-from ..stack.passes import ContinueRun, PrefillRun
+from ..stack.layout import Image
 from ..tower.encoder import Probe, tower_features
 from ..tower.units import Picture, by_shape, grids_of, tower_ids
-from .guards import refuse_placeholders_without_pictures
+from .hooks import HubAdapter
 from .registry import register
-
-ANY_4D = torch.zeros(1, 1, 1, 1)  # makes the stack skip its own mask; every layer is handed another
-
-
-class Pass(threading.local):
-    """What the hooks of one pass hand to each other; every thread has its own.
-
-    Attributes:
-        run: the run that drives the stack, or None; ids: [B, T] where the pass brings images, else None.
-        places: by placeholder, [B, T] which image of its kind a position belongs to, -1 elsewhere; found once per pass.
-        pixels: the images one by one; images, videos: what the layout must know about them, as they were encoded.
-    """
-
-    def __init__(self) -> None:
-        self.run: PrefillRun | ContinueRun | None = None
-        self.ids: Tensor | None = None
-        self.places: dict[int, Tensor] = {}
-        self.forget()
-
-    def forget(self) -> None:
-        """The next batch is a new one; what its images are is found out when they are encoded."""
-        self.pixels: list[Tensor] = []
-        self.images: list[Image] = []
-        self.videos: list[Image] = []
 
 
 @register("LlavaForConditionalGeneration")
-class HubLlavaAdapter(Unpicklable):
-    """Attaches a pruner to one `LlavaForConditionalGeneration`.
-
-    Attributes:
-        pixel_names: names under which pixels are given to the model.
-    """
-
-    pixel_names: tuple[str, ...] = ("pixel_values",)
+class HubLlavaAdapter(HubAdapter):
+    """Attaches a pruner to one `LlavaForConditionalGeneration`."""
 
     def __init__(self, model: nn.Module):
-        self.model, self.inner = model, model.model
-        self.stack = self.inner.language_model
+        super().__init__(model)
+        self.tower = self._tower()
+
+    def _tower(self) -> nn.Module:
         tower = self.inner.vision_tower
-        self.tower = getattr(tower, "vision_model", tower)
-        self.pruner = None
-        self.now = Pass()
+        return getattr(tower, "vision_model", tower)
+
+    def feature_calls(self) -> dict[str, Callable]:
+        """The encoder stage, around `get_image_features`."""
+        return {"get_image_features": self._wrap_features(self.inner.get_image_features)}
 
     @property
     def has_cls(self) -> bool:
@@ -98,35 +61,6 @@ class HubLlavaAdapter(Unpicklable):
         config = self.model.config
         name = config.name_or_path or type(self.model).__name__
         return model_dims(name, config.text_config, config.vision_config, int(self.has_cls))
-
-    def attach(self, pruner) -> Callable[[], None]:
-        """Install the hooks; returns the undo."""
-        self.pruner = pruner
-        hooks = [
-            self.model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True),
-            self.inner.register_forward_pre_hook(self._note_inputs, with_kwargs=True),
-            self.inner.register_forward_hook(self._forget_ids, always_call=True),
-            self.stack.register_forward_pre_hook(self._start, with_kwargs=True),
-            self.stack.register_forward_hook(self._close),
-        ]
-        hooks += [
-            layer.register_forward_pre_hook(functools.partial(self._enter, i), with_kwargs=True)
-            for i, layer in enumerate(self.stack.layers)
-        ]
-        self.inner.get_image_features = self._wrap_features(self.inner.get_image_features)
-        self.model.generate = self._wrap_generate(self.model.generate)
-        # Compiled code would leave our hooks out and prune nothing; what is hooked runs as it is, within torch.compile too.
-        for module in (self.model, self.inner, self.stack):
-            module.forward = torch.compiler.disable(module.forward)
-
-        def undo() -> None:
-            for module in (self.model, self.inner, self.stack):
-                del module.forward
-            for hook in hooks:
-                hook.remove()
-            del self.inner.get_image_features, self.model.generate
-
-        return undo
 
     def inputs(self, ids: list[int], image: Any, processor: Any = None) -> dict[str, Any]:
         """Arguments of a forward pass over `ids` and, after them, one image.
@@ -214,137 +148,3 @@ class HubLlavaAdapter(Unpicklable):
                 f"that has only {shape.tokens} unpruned ones (unpadded, {shape.units} crops); use a smaller budget, or "
                 "load the checkpoint with llava.model.builder, whose classes make room"
             )
-
-    def _refuse_labels(self, module, args, kwargs) -> None:
-        pruned = isinstance(cache_in(kwargs), PrunedCache) or self._given(kwargs)
-        if kwargs.get("labels") is not None and self.pruner.plan.active and pruned:
-            raise UnsupportedError(
-                "labels cannot be matched to a pruned sequence, whose logits are those of the surviving positions; "
-                "remove the method (handle.remove()) to compute a loss"
-            )
-
-    def _note_inputs(self, module, args, kwargs) -> None:
-        """The ids of this pass, where it brings images."""
-        features = (kwargs.get("mm_encoder_outputs") or {}).values()
-        brings_images = bool(self._given(kwargs)) or any(f is not None for f in features)
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if brings_images and ids is None and self.pruner.plan.active:
-            raise VisionDropError(
-                "images with inputs_embeds: pruning finds images by their placeholders; give input_ids"
-            )
-        if not brings_images and ids is not None and ids.shape[1] > 1 and self.pruner.plan.active:
-            for token, _ in self._kinds():
-                refuse_placeholders_without_pictures(int((ids == token).sum()), token)
-        self.now.ids, self.now.places = ids if brings_images else None, {}
-        if kwargs.get("mm_encoder_outputs"):  # encoded before this pass
-            for token, images in self._kinds():
-                self._check_places(token, images)
-
-    def _forget_ids(self, module, args, output) -> None:
-        """After a pass, also one that an error ended: its ids say nothing about the next."""
-        self.now.ids, self.now.places = None, {}
-
-    def _kinds(self) -> list[tuple[int, list[Image]]]:
-        """Placeholder and images of every kind, in the order in which the model encodes them."""
-        return [(self.model.config.image_token_id, self.now.images)]
-
-    def _check_places(self, token: int, images: list[Image]) -> None:
-        """Refuse placeholders that do not fit the images, before the library compares numbers of elements."""
-        if self.now.ids is not None and self.pruner.plan.active:
-            self._places(token, images)
-
-    def _places(self, token: int, images: list[Image]) -> Tensor:
-        """[B, T] which of `images` a position of this pass belongs to, -1 elsewhere."""
-        if token not in self.now.places:
-            visual = (self.now.ids == token).cpu()
-            wanted = images or (self.pruner.plan.active and bool(visual.any()))
-            self.now.places[token] = number_images(visual, images) if wanted else torch.full(visual.shape, -1)
-        return self.now.places[token]
-
-    def _layout(self, mask: Tensor | None, cache) -> Layout | None:
-        """The images of this pass, or None where it brings none (a decoding step looks at no data)."""
-        if self.now.ids is None:
-            return None
-        new = self.now.ids.shape[1]
-        padded = mask is not None and mask.ndim == 2
-        if padded:
-            before = mask[:, :-new].sum(1).tolist()
-        else:
-            before = 0 if cache is None else cache.get_seq_length()
-        ordinals, images = self._number()
-        layout = Layout.build(ordinals, mask[:, -new:] if padded else None, images)
-        self.pruner.place_prompt_ends(layout, self.now.ids, self.now.pixels, before)
-        return layout
-
-    def _number(self) -> tuple[Tensor, list[Image]]:
-        """([B, T] which image a position belongs to, -1 for text; the images of all kinds)."""
-        ordinals, all_images = torch.full(self.now.ids.shape, -1), []
-        for token, images in self._kinds():
-            found = self._places(token, images)
-            ordinals = torch.where(found >= 0, found + len(all_images), ordinals)
-            all_images += images
-        return ordinals, all_images
-
-    def _given(self, kwargs: dict) -> list[Tensor]:
-        """The images among these arguments, one by one."""
-        return [image for name in self.pixel_names if kwargs.get(name) is not None for image in kwargs[name]]
-
-    def _start(self, module, args, kwargs):
-        """Before the stack: make the run, and keep the stack from building masks of unpruned size."""
-        self._refuse_recomputed_hooks(module)
-        hidden, cache = kwargs["inputs_embeds"], cache_in(kwargs)
-        self.now.run = None
-        use_cache = kwargs.get("use_cache")
-        if cache is None and (module.config.use_cache if use_cache is None else use_cache):
-            cache = DynamicCache(config=module.config)
-        mask = kwargs.get("attention_mask")
-        layout = self._layout(mask, cache)
-        self.now.run = self.pruner.start(module, hidden, mask, kwargs.get("position_ids"), cache, layout)
-        if self.now.run is None:
-            return None
-        return args, with_cache({**kwargs, "attention_mask": ANY_4D}, cache)
-
-    def _refuse_recomputed_hooks(self, stack) -> None:
-        """Gradient checkpointing of older transformers would run our hooks a second time, and prune what is pruned."""
-        if HOOKS_RUN_AGAIN and self.pruner.plan.active and will_recompute(stack):
-            raise UnsupportedError(
-                f"gradient checkpointing through a pruned {type(self.model).__name__} needs a newer transformers, whose "
-                "recomputation leaves hooks alone: pip install 'transformers>=5.24,<5.25', or load the checkpoint with "
-                "llava.model.builder, or switch it off (gradient_checkpointing_disable)"
-            )
-
-    def _enter(self, i: int, module, args, kwargs):
-        if self.now.run is None:
-            return None
-        hidden, arguments = self.now.run.enter(i, args[0])
-        return (hidden, *args[1:]), {**kwargs, **arguments}
-
-    def _close(self, module, args, output) -> None:
-        if self.now.run is not None:
-            self.now.run.close()
-            self.now.run = self.now.ids = None
-
-    def _wrap_generate(self, stock):
-        @functools.wraps(stock)
-        def generate(*args, **kwargs):
-            config = kwargs.get("generation_config") or self.model.generation_config
-            size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-            if size is not None:
-                raise UnsupportedError(
-                    f"prefill_chunk_size={size}: an image must be seen whole to be pruned; leave prefill_chunk_size out"
-                )
-            with self._freeze(kwargs.get("input_ids", args[0] if args else None), kwargs):
-                return stock(*args, **kwargs)
-
-        return generate
-
-    def _freeze(self, ids: Tensor | None, kwargs: dict):
-        """Hold the prompts' ends while `generate` runs, for text-guided scores."""
-        if ids is None or not self.pruner.plan.text_guided:
-            return nullcontext()
-        mask = kwargs.get("attention_mask")
-        rows = [
-            row.tolist() if mask is None else row[m.bool()].tolist()
-            for row, m in zip(ids, ids if mask is None else mask)
-        ]
-        return self.pruner.frozen_prompt(self.pruner.prompt_ends(rows, self._given(kwargs)))

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..plans.shape import VisualShape
 from ..stack.layout import Image
 from ..tower.units import Picture, tower_ids
-from .llava import HubLlavaAdapter, Pass
+from .llava import HubLlavaAdapter
 from .registry import register
 
 FRAMES = 8  # budgets are stated for eight frames
@@ -27,14 +27,20 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
 
     pixel_names = ("pixel_values", "pixel_values_images", "pixel_values_videos")
 
-    def __init__(self, model):
-        self.model, self.inner = model, model.model
-        self.stack = self.inner.language_model
-        self.tower, self.video_tower = (
-            getattr(t, "vision_model", t) for t in (self.inner.image_tower, self.inner.video_tower)
-        )
-        self.pruner = None
-        self.now = Pass()
+    def _tower(self):
+        return getattr(self.inner.image_tower, "vision_model", self.inner.image_tower)
+
+    @property
+    def video_tower(self):
+        """Of the videos; pictures have a tower of their own."""
+        return getattr(self.inner.video_tower, "vision_model", self.inner.video_tower)
+
+    def feature_calls(self):
+        """The encoder stage, around `get_image_features` and `get_video_features`."""
+        return {
+            **super().feature_calls(),
+            "get_video_features": self._wrap_videos(self.inner.get_video_features),
+        }
 
     def shape(self) -> VisualShape:
         """An ordinary video."""
@@ -62,14 +68,7 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
             "Video-LLaVA (llava.model.builder loads it): it is a different model",
             stacklevel=4,
         )
-        detach = super().attach(pruner)
-        self.inner.get_video_features = self._wrap_videos(self.inner.get_video_features)
-
-        def undo() -> None:
-            detach()
-            del self.inner.get_video_features
-
-        return undo
+        return super().attach(pruner)
 
     def pictures(self, arguments: dict) -> list[Picture]:
         """The images of a call of `get_image_features`."""
