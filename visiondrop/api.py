@@ -1,6 +1,8 @@
 """The public calls: `plan` before any model, `apply` on a model, and the handle it returns."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -53,6 +55,42 @@ class Handle(Unpicklable):
         """What happens to an ordinary image of this model."""
         return self._pruner.plan
 
+    def plan_for(self, shape: VisualShape) -> Plan:
+        """What happens to an image of `shape`."""
+        return self._pruner.plan_for(shape)
+
+    @contextmanager
+    def using(
+        self, method: str | Method | None = None, tokens: Budget = None, *, min_tokens: int = 0, **options: Any
+    ) -> Iterator["Handle"]:
+        """Another budget, method or options for the calls of this thread inside the block; blocks may be nested.
+
+            with handle.using(tokens="11%"):
+                answer = model.generate(...)
+
+        What is left out stays as it was applied; options belong to the method they were given with.  A conversation
+        is continued with the method and budget it was begun with.  Static shapes (`compile`) rest inside the block.
+
+        Raises:
+            VisionDropError: unknown method or option, a budget that cannot be met, or nothing is applied any more.
+        """
+        if not self.active:
+            raise VisionDropError("using: this handle was removed, or replaced by another apply; apply again first")
+        now = self._pruner.choice
+        name, budget, settings = request(now.method if method is None else method, tokens, options)
+        if name == now.method:
+            settings = {**now.options, **settings}
+        if method is None and budget is None:
+            budget, min_tokens = now.tokens, min_tokens or now.min_tokens
+        with self._pruner.using(name, budget, settings, min_tokens):
+            yield self
+
+    @contextmanager
+    def pause(self) -> Iterator["Handle"]:
+        """The stock model for the calls of this thread inside the block."""
+        with self._pruner.using("none", None, {}):
+            yield self
+
     @property
     def ledger(self) -> Ledger:
         """Tokens per layer, mean, cache entries and FLOPs for an ordinary image of this model."""
@@ -101,6 +139,7 @@ def apply(
     chunk: int = CHUNK,
     fused: bool = False,
     compile: bool = False,
+    min_tokens: int = 0,
     options: dict[str, Any] | None = None,
     **more: Any,
 ) -> Handle:
@@ -118,6 +157,7 @@ def apply(
         compile: `generate` runs greedy answers with static shapes, as CUDA graphs or, on the CPU, with the decoder's layers
             through torch.compile: the same answers, made once per batch size and length.  What has no static shape, and
             a machine without a compiler, runs as ever; one sentence is logged.  For our `llava` class.
+        min_tokens: with a share ("22%") as budget, the fewest tokens a small image is left with.
         options, more: the method's own options, e.g. `score="text"`, `merge="off"`.
 
     Returns:
@@ -128,9 +168,9 @@ def apply(
     """
     adapter = adapter_for(model)
     name, tokens, settings = request(method, tokens, {**(options or {}), **more})
-    pruner = Pruner(name, tokens, settings, adapter.shape(), adapter.dims(), report, chunk)
+    pruner = Pruner(name, tokens, settings, adapter.shape(), adapter.dims(), report, chunk, min_tokens)
     pruner.fused = fused
-    previous = model.__dict__.get("_visiondrop_handle")
+    previous = handle_of(model)
     if previous is not None:
         previous.remove()
     handle = Handle(model, pruner, None)
@@ -147,6 +187,11 @@ def apply(
     return handle
 
 
+def handle_of(model: nn.Module) -> Handle | None:
+    """The handle of what is applied to `model`, or None."""
+    return model.__dict__.get("_visiondrop_handle")
+
+
 def _compile(adapter) -> None:
     """Switch static shapes on where the model's class has them."""
     if hasattr(adapter, "compile"):
@@ -159,4 +204,4 @@ def _compile(adapter) -> None:
         )
 
 
-__all__ = ["Handle", "apply", "plan"]
+__all__ = ["Handle", "apply", "handle_of", "plan"]

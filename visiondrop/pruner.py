@@ -4,7 +4,6 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,11 +39,35 @@ class Unpicklable:
         )
 
 
+class Choice:
+    """A method with its budget and options, and the plans it has made for image shapes.
+
+    Attributes:
+        method, tokens, options: as given to `apply`.
+        min_tokens: a budget that is a share leaves no image fewer tokens than this (or than it has).
+    """
+
+    def __init__(self, method: str, tokens: Budget, options: dict[str, Any], min_tokens: int = 0):
+        self.method, self.tokens, self.options, self.min_tokens = method, tokens, options, min_tokens
+        self._plans: dict[VisualShape, Plan] = {}
+
+    def plan_for(self, shape: VisualShape) -> Plan:
+        """The plan for images of `shape`; stages stand at the same layers for all shapes."""
+        if shape not in self._plans:
+            self._plans[shape] = make_plan(self.method, self.tokens, shape, self.options, self.min_tokens)
+        return self._plans[shape]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for choices that were asked for alike."""
+        options = tuple(sorted((name, repr(value)) for name, value in self.options.items()))
+        return self.method, self.tokens, options, self.min_tokens
+
+
 class Pruner(Unpicklable):
     """The state behind a handle.
 
     Attributes:
-        method, tokens, options: as given to `apply`.
         shape: the shape of an ordinary image of this model; plans for others are made on demand.
         record: whether passes write into `report`.
         fused: whether scores may use the fused kernel (`visiondrop.ops.fused`).
@@ -59,30 +82,66 @@ class Pruner(Unpicklable):
         dims: ModelDims,
         record: bool = False,
         chunk: int = CHUNK,
+        min_tokens: int = 0,
     ):
-        self.method, self.tokens, self.options = method, tokens, options
         self.shape, self.dims, self.record, self.chunk = shape, dims, record, chunk
         self.fused = False
-        self._plans: dict[VisualShape, Plan] = {}
         self.prompts = Prompts()
         self._reports = _Reports()
+        self._own = Choice(method, tokens, options, min_tokens)
+        self._choices = {self._own.key: self._own}
+        self._borrowed = _Borrowed()
         self.plan_for(shape)  # made now, so that a wrong budget is refused before anything runs
+
+    @property
+    def choice(self) -> Choice:
+        """What holds now in the calling thread: what was applied, or what a `using` block says."""
+        return self._borrowed.choices[-1] if self._borrowed.choices else self._own
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether the calling thread is inside a `using` block."""
+        return bool(self._borrowed.choices)
+
+    @contextmanager
+    def using(self, method: str, tokens: Budget, options: dict[str, Any], min_tokens: int = 0) -> Iterator[None]:
+        """Another method, budget or options for the calling thread inside the block; blocks may be nested."""
+        wanted = Choice(method, tokens, options, min_tokens)
+        wanted.plan_for(self.shape)
+        self._borrowed.choices.append(self._choices.setdefault(wanted.key, wanted))
+        try:
+            yield
+        finally:
+            self._borrowed.choices.pop()
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.choice.method
+
+    @property
+    def tokens(self) -> Budget:
+        """The budget."""
+        return self.choice.tokens
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's options."""
+        return self.choice.options
 
     @property
     def plan(self) -> Plan:
         """The plan for an ordinary image of this model."""
         return self.plan_for(self.shape)
 
-    @cached_property
+    @property
     def compact(self) -> bool:
         """Whether positions are renumbered in every segment."""
         return self.plan.positions == "compact"
 
     def plan_for(self, shape: VisualShape) -> Plan:
-        """The plan for images of `shape`; stages stand at the same layers for all shapes."""
-        if shape not in self._plans:
-            self._plans[shape] = make_plan(self.method, self.tokens, shape, self.options)
-        return self._plans[shape]
+        """The plan for images of `shape`."""
+        return self.choice.plan_for(shape)
 
     def ledger(self, text_tokens: int = 63) -> Ledger:
         """Tokens per layer, cache entries and FLOPs for an ordinary image of this model."""
@@ -173,7 +232,7 @@ class Pruner(Unpicklable):
     @property
     def settings(self) -> tuple[Any, ...]:
         """What its choices follow from; equal for pruners that choose alike."""
-        return self.method, self.tokens, tuple(sorted((k, repr(v)) for k, v in self.options.items())), repr(self.plan)
+        return *self.choice.key, repr(self.plan)
 
     @property
     def report(self) -> Report:
@@ -222,6 +281,19 @@ def current_pruner(model: nn.Module):
     """The pruner of the method applied to `model`, or None."""
     handle = model.__dict__.get("_visiondrop_handle")
     return None if handle is None else handle._pruner
+
+
+def current_choice(model: nn.Module) -> Choice | None:
+    """The method, budget and options that hold for `model` in this thread; one object for each that was asked for."""
+    pruner = current_pruner(model)
+    return None if pruner is None else pruner.choice
+
+
+class _Borrowed(threading.local):
+    """The `using` blocks that a thread is inside, outermost first."""
+
+    def __init__(self) -> None:
+        self.choices: list[Choice] = []
 
 
 class _Reports(threading.local):

@@ -18,7 +18,7 @@ from visiondrop.compat import CACHE
 from visiondrop.methods.registry import make_plan
 from visiondrop.plans.plan import Plan
 from visiondrop.plans.shape import VisualShape
-from visiondrop.pruner import current_pruner
+from visiondrop.pruner import current_choice, current_pruner
 from visiondrop.reuse.prefix import Prefix
 from visiondrop.tower.encoder import Probe
 
@@ -125,11 +125,12 @@ class Bench:
         if case.method != STOCK:
             self.apply(case)
         with torch.inference_mode():
-            prefix = Prefix(self._prefilled(case)[0], self.token, current_pruner(model))
+            pruner = current_pruner(model)
+            prefix = Prefix(self._prefilled(case)[0], self.token, current_choice(model))
 
         def prepare() -> None:
             if case.method != STOCK:
-                model.model.pruner = prefix.owner
+                model.model.pruner = pruner
             held["cache"] = prefix.rows(self.batch)
 
         def run() -> None:

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from eval.errors import EvaluationError
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import tokenizer_image_token
-from visiondrop.pruner import current_pruner
+from visiondrop.pruner import current_choice
 from visiondrop.reuse.prefix import Prefix, continue_prefix, encode_prefix, prefill, refuse_text_guided
 from visiondrop.reuse.store import PrefixStore, fingerprint
 from visiondrop.stack.cache import PrunedCache
@@ -58,7 +58,7 @@ def encode_together(model: nn.Module, ids: list[int], owners: tuple[int, ...], *
     """
     rows = torch.tensor([ids] * len(inputs["image_sizes"]), device=model.device)
     cache, seen = prefill(model, rows, **inputs)
-    return JoinedPrefix(cache, seen, current_pruner(model), owners, model=weakref.ref(model))
+    return JoinedPrefix(cache, seen, current_choice(model), owners, model=weakref.ref(model))
 
 
 class ImageReuse:

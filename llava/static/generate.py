@@ -330,6 +330,7 @@ class StaticGenerator:
             "layers on several devices": hasattr(model.model.layers[0], "_hf_hook"),
             f"attention {attention!r} takes no mask": attention not in ("sdpa", "eager"),
             "the method chooses at random": pruner is not None and pruner.plan.seeded,
+            "another budget for this call": pruner is not None and pruner.borrowed,
             "what is kept is recorded": pruner is not None and pruner.record,
         }
         reason = next((reason for reason, holds in reasons.items() if holds), None)

@@ -119,7 +119,7 @@ def request(method: str | Method, tokens: Budget, options: dict[str, Any]) -> tu
     return method.name, method.tokens if tokens is None else tokens, method.options()
 
 
-def make_plan(method: str, tokens: Budget, shape: VisualShape, options: dict[str, Any]) -> Plan:
+def make_plan(method: str, tokens: Budget, shape: VisualShape, options: dict[str, Any], min_tokens: int = 0) -> Plan:
     """Build the plan of `method`, turning an unreachable budget into an error that says what is reachable.
 
     Args:
@@ -127,10 +127,16 @@ def make_plan(method: str, tokens: Budget, shape: VisualShape, options: dict[str
             reachable budget that is no less.  None where the options give explicit amounts.
         shape: model depth and image size.
         options: the method's own options; unknown names are refused.
+        min_tokens: the least that a share may come to, where the image has as many.
     """
     check_options(method, options)
     share = share_of(tokens)
-    count = None if tokens is None else least_tokens(share, shape) if share else check_budget(tokens, shape)
+    if min_tokens and share is None:
+        raise VisionDropError(
+            f"min_tokens={min_tokens} with tokens={tokens!r}: a least number of tokens per image guards a share of the "
+            "image's own, e.g. tokens='22%'"
+        )
+    count = None if tokens is None else least_tokens(share, shape, min_tokens) if share else check_budget(tokens, shape)
     value = parse(method, None, options)
     plan = value.plan(count, shape)
     if plan is None:

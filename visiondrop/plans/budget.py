@@ -52,9 +52,9 @@ def share_of(tokens: Any) -> float | None:
     return share
 
 
-def least_tokens(share: float, shape: VisualShape) -> int:
-    """The smallest whole budget that is at least `share` of the tokens budgets are stated for."""
-    return max(1, math.ceil(share * shape.nominal - 1e-9))
+def least_tokens(share: float, shape: VisualShape, floor: int = 0) -> int:
+    """The smallest whole budget that is at least `share` of the tokens budgets are stated for, and `floor` of them."""
+    return max(1, math.ceil(share * shape.nominal - 1e-9), min(floor, shape.nominal))
 
 
 def check_budget(tokens: Any, shape: VisualShape) -> int:

@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationMixin
 
 from ..compat import CACHE
 from ..errors import UnsupportedError, VisionDropError
-from ..pruner import current_pruner
+from ..pruner import current_choice, current_pruner
 from ..stack.cache import PrunedCache
 
 PLACEHOLDER = -200  # an image in the ids of our llava classes
@@ -31,7 +31,7 @@ class Prefix:
     Attributes:
         cache: after the prefill; never handed out, only copies that share its tensors.
         ids: [1, length] in unpruned length.
-        owner: the pruner it was made by (None: nothing was applied).
+        owner: what chose its tokens, see `current_choice` (None: nothing was applied).
         model: weak reference to the model it was made with; None where that is not known.
     """
 
@@ -88,7 +88,7 @@ def encode_prefix(model: nn.Module, input_ids: Tensor, **inputs: Any) -> Prefix:
     if input_ids.ndim != 2 or len(input_ids) != 1:
         raise VisionDropError(f"input_ids of shape {tuple(input_ids.shape)}: a prefix is one row, [1, T]")
     cache, ids = prefill(model, input_ids, **inputs)
-    return Prefix(cache, ids, pruner, model=weakref.ref(model))
+    return Prefix(cache, ids, current_choice(model), model=weakref.ref(model))
 
 
 def prefill(model: nn.Module, input_ids: Tensor, **inputs: Any) -> tuple[DynamicCache, Tensor]:
@@ -153,7 +153,7 @@ def _pad_id(model: nn.Module) -> int:
 
 def _lay_out(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """(ids, mask), each [B, prefix + longest]: prefix, padding, question."""
-    if prefix.owner is not current_pruner(model):
+    if prefix.owner is not current_choice(model):
         raise VisionDropError(
             "another method was applied to the model, or the method was removed, since the image was encoded; "
             "encode it again"

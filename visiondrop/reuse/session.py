@@ -18,7 +18,7 @@ from ..api import apply
 from ..errors import UnsupportedError, VisionDropError
 from ..families import adapter_for, loader
 from ..families.guards import refuse_placeholder_ids, refuse_spelled_placeholder
-from ..pruner import current_pruner
+from ..pruner import current_choice, current_pruner
 from .prefix import PLACEHOLDER, Prefix, continue_prefix, encode_prefix, next_logits, refuse_text_guided
 from .store import PrefixStore, fingerprint
 
@@ -139,7 +139,7 @@ def encode(
     pruner = current_pruner(model)
     key = None if store is None else fingerprint(*arguments.values(), None if pruner is None else pruner.settings)
     prefix = store.get(key) if store is not None else None
-    if prefix is None or prefix.owner is not pruner or prefix.model() is not model:
+    if prefix is None or prefix.owner is not current_choice(model) or prefix.model() is not model:
         prefix = encode_prefix(model, **arguments)
         if store is not None:
             store.put(key, prefix)
