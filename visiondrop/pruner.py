@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from .compat import will_recompute
 from .errors import UnsupportedError, VisionDropError
 from .methods.registry import make_plan
-from .ops.report import Report, StageReport
-from .ops.selection import gather_rows
+from .ops.report import Report
 from .plans.budget import Budget
 from .plans.flops import ModelDims
 from .plans.plan import Ledger, Plan
@@ -21,8 +20,6 @@ from .stack.cache import PrunedCache
 from .stack.layout import Layout
 from .stack.passes import ContinueRun, PrefillRun
 from .stack.prompts import Prompts
-from .tower.encoder import EncoderView, Probe
-from .tower.units import join_units, sequence_order, tower_ids
 
 CHUNK = 256
 
@@ -146,50 +143,6 @@ class Pruner(Unpicklable):
     def ledger(self, text_tokens: int = 63) -> Ledger:
         """Tokens per layer, cache entries and FLOPs for an ordinary image of this model."""
         return self.plan.ledger(self.dims, text_tokens)
-
-    def encode(
-        self,
-        hidden: Tensor,
-        probe: Probe,
-        heads: int,
-        shape: VisualShape,
-        images: list[int],
-        total: int,
-        grids: list[tuple[int, int]] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run the encoder stage on tower output, and line the units' rows up for the LLM.
-
-        Args:
-            hidden: [I * U, R, D] output of the feature layer, for all units of I images of one shape, image after image.
-            probe: queries and keys of that layer.
-            images: ordinals of these images in the batch, ascending; total: images of the batch, as far as known.
-            grids: per image (W, H) tiles, for anyres images.
-
-        Returns:
-            ([I, U * keep, D] states for the projector in the LLM's order, [I, U * keep] their ids when recording).
-        """
-        stage, units, rows = self.plan_for(shape).encoder, shape.units, hidden.shape[1]
-        view = EncoderView(hidden, probe, heads, shape.cls, stage.keep, self.chunk, self.fused)
-        selection = stage.select(view, stage.kept)
-        value = gather_rows(hidden, selection.index) if selection.value is None else selection.value
-        value = value.reshape(len(images), -1, value.shape[-1])
-        if units == 1 and not self.record:
-            return value, None
-        ids = tower_ids(units, shape.patches, shape.cls, hidden.device).expand(len(images), -1)
-        sequence = ids.reshape(-1, rows).gather(1, selection.index).view(len(images), units, -1)
-        if units > 1:
-            dominant = sequence.shape[2] if selection.dominant is None else selection.dominant
-            order = sequence_order(sequence, dominant, shape.patches, None if stage.order == "unit" else grids)
-            value = gather_rows(value, order)
-            sequence = sequence.flatten(1).gather(1, order)
-        if not self.record:
-            return value, None
-        if not self.report.stages or images[0] == 0:
-            self.report.stages = [StageReport.empty("encoder", total)]
-        self.report.stages[0].grow(total)
-        return value, self.report.stages[0].record(
-            images, ids, join_units(selection, units, rows), value, sequence.flatten(1)
-        )
 
     def seed_of(self, pixels: Tensor) -> int:
         """A fingerprint of one image's pixels for seeded methods, the same in every batch; 0 for the others."""

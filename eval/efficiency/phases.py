@@ -20,7 +20,8 @@ from visiondrop.plans.plan import Plan
 from visiondrop.plans.shape import VisualShape
 from visiondrop.pruner import current_choice, current_pruner
 from visiondrop.reuse.prefix import Prefix
-from visiondrop.tower.encoder import Probe
+from visiondrop.tower.stage import Eyes, encode, look, reduce
+from visiondrop.tower.units import Picture
 
 from . import memory, models, roofline
 from .timing import Candidate, interleave, summary
@@ -89,22 +90,23 @@ class Bench:
         tower, project = self.model.get_vision_tower(), self.model.model.mm_projector
         if self.plan(case).encoder is None:
             return Candidate(lambda: project(tower(self.pixels)), lambda: self.apply(case))
-        grids = [(2, 2)] * self.batch
-        return Candidate(
-            lambda: project(tower.staged(self.pixels, self.shape, list(range(self.batch)), self.batch, grids)[0]),
-            lambda: self.apply(case),
-        )
+        pictures, every, eyes = self.pictures(), list(range(self.batch)), Eyes(tower.clip, tower.select_layer, project)
+        return Candidate(lambda: encode(tower.pruner, eyes, pictures, every, self.batch), lambda: self.apply(case))
 
     def choose(self, case: Case) -> Candidate:
-        """The encoder stage on tower output at hand."""
-        tower, probe = self.model.get_vision_tower(), Probe()
+        """The encoder stage on tower output at hand, without the projector."""
+        tower, pictures, every = self.model.get_vision_tower(), self.pictures(), list(range(self.batch))
+        eyes = Eyes(tower.clip, tower.select_layer, nn.Identity())
+        self.apply(case)
         with torch.inference_mode():
-            states = tower.clip.features(self.pixels, tower.select_layer, probe)
-        heads, grids = tower.config.num_attention_heads, [(2, 2)] * self.batch
+            seen = look(tower.pruner, eyes, pictures)
         return Candidate(
-            lambda: tower.pruner.encode(states, probe, heads, self.shape, list(range(self.batch)), self.batch, grids),
-            lambda: self.apply(case),
+            lambda: reduce(tower.pruner, eyes, seen, pictures, every, self.batch), lambda: self.apply(case)
         )
+
+    def pictures(self) -> list[Picture]:
+        """The batch's pictures, each of 2 x 2 tiles and their base where they have crops."""
+        return [Picture(self.shape, pixels, (2, 2)) for pixels in self.pixels.split(self.shape.units)]
 
     def prefill(self, case: Case) -> Candidate:
         """The decoder on a prompt, and the head on its last position."""

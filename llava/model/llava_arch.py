@@ -13,7 +13,8 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from visiondrop.errors import VisionDropError
 from visiondrop.plans.shape import VisualShape
 from visiondrop.stack.layout import Image
-from visiondrop.tower.units import Picture, by_shape, grids_of, tower_ids
+from visiondrop.tower.stage import Eyes, encode
+from visiondrop.tower.units import Picture, by_shape, tower_ids
 
 from ..anyres import Crops, check_layout, describe_crops, is_anyres
 from .multimodal_encoder.builder import build_video_towers, build_vision_tower
@@ -189,13 +190,13 @@ class LlavaMetaForCausalLM:
             )
         for shape, ordinals in by_shape(pictures):
             tower = self.get_video_tower() if shape.kind == "video" else self.get_vision_tower()
-            pixels = torch.cat([pictures[i].pixels for i in ordinals])
             if tower.pruner is not None and tower.pruner.plan_for(shape).encoder is not None:
-                grids = grids_of([pictures[i] for i in ordinals])
-                rows, origin = tower.staged(pixels, shape, ordinals, len(pictures), grids)
-                found = list(self.model.mm_projector(rows))
+                eyes = Eyes(tower.clip, tower.select_layer, self.model.mm_projector)
+                group = [pictures[i] for i in ordinals]
+                encoded = encode(tower.pruner, eyes, group, ordinals, len(pictures))
+                found, origin = list(encoded.rows), encoded.ids
             else:
-                rows = self.model.mm_projector(tower(pixels))
+                rows = self.model.mm_projector(tower(torch.cat([pictures[i].pixels for i in ordinals])))
                 rows = rows.view(len(ordinals), -1, rows.shape[-1])
                 found = [self._pack(row, pictures[i]) for row, i in zip(rows, ordinals)]
                 origin = [self._unpruned_ids(pictures[i]) for i in ordinals]

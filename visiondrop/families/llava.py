@@ -17,8 +17,8 @@ from ..errors import UnsupportedError, VisionDropError
 from ..plans.flops import ModelDims, model_dims
 from ..plans.shape import VisualShape
 from ..stack.layout import Image
-from ..tower.encoder import Probe, tower_features
-from ..tower.units import Picture, by_shape, grids_of, tower_ids
+from ..tower.stage import Eyes, encode
+from ..tower.units import Picture, by_shape, tower_ids
 from .hooks import HubAdapter
 from .registry import register
 
@@ -121,23 +121,19 @@ class HubLlavaAdapter(HubAdapter):
         select_layer = self.model.config.vision_feature_layer if select_layer is None else select_layer
         if not isinstance(select_layer, int):
             raise UnsupportedError(f"vision_feature_layer={select_layer}: the encoder stage needs one feature layer")
+        eyes = Eyes(tower, select_layer, self.inner.multi_modal_projector)
         blocks, origins = [None] * len(pictures), [None] * len(pictures)
         for shape, ordinals in by_shape(pictures):
             group = [pictures[i] for i in ordinals]
             self._check_room(shape)
-            probe, pixels = Probe(), torch.cat([p.pixels for p in group])
-            hidden = tower_features(tower, pixels.to(next(tower.parameters()).dtype), select_layer, probe)
-            heads = tower.encoder.layers[0].self_attn.num_heads
             places = [first + i for i in ordinals]
-            value, origin = self.pruner.encode(
-                hidden, probe, heads, shape, places, first + len(pictures), grids_of(group)
-            )
-            kept = self.inner.multi_modal_projector(value)
+            found = encode(self.pruner, eyes, group, places, first + len(pictures))
+            kept, origin = found.rows, found.ids
             block = kept.new_zeros(len(kept), shape.tokens, kept.shape[-1])
             block[:, : kept.shape[1]] = kept
             for k, i in enumerate(ordinals):
                 blocks[i], origins[i] = block[k], None if origin is None else origin[k]
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=blocks), origins
+        return BaseModelOutputWithPooling(last_hidden_state=found.hidden, pooler_output=blocks), origins
 
     def _check_room(self, shape: VisualShape) -> None:
         """The processor gave an image as many placeholders as it has unpruned tokens; the kept rows must fit."""

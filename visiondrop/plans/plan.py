@@ -67,12 +67,14 @@ class EncoderStage(_Keeps):
         order: how the units' rows are lined up for the LLM: "unit" (unit after unit) or the multi-crop orders
             "canvas" (VisionZip) and "raster" (VisPruner).
         scoring: what chooses, for a reader of the plan: "cls" ([CLS] attention of the tower), or "" for anything else.
+        probes: 0-based tower layers whose attention is asked for (`view.at`); none = the feature layer alone.
     """
 
     kept: Kept
     select: Callable[[Any, Kept], Any]
     order: str = "unit"
     scoring: str = ""
+    probes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

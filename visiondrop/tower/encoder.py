@@ -1,13 +1,13 @@
-"""The encoder stage: between the vision tower and the projector, one unit (crop or frame) at a time.
+"""A vision tower as it runs, and what an encoder-stage selector may ask about it.
 
-The tower's attention is untouched.  While its feature layer runs, the outputs of that layer's q and k projections
-are picked up; from them only the [CLS] row of the attention is computed, or, for towers without [CLS], the mean over
-visual queries in chunks.
+The tower's attention is untouched.  While a layer that is asked for runs, the outputs of its q, k and v projections are
+picked up; from them only the rows of the attention that a score needs are computed.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,16 @@ from ..ops import scores
 
 
 class Probe:
-    """Queries and keys of one tower layer, picked up while it runs."""
+    """Queries, keys and values of one tower layer, picked up while it runs."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.query: Tensor | None = None
         self.key: Tensor | None = None
+        self.value: Tensor | None = None
 
     @contextmanager
     def watch(self, attention: nn.Module) -> Iterator["Probe"]:
-        """Pick up the outputs of `attention.q_proj` and `attention.k_proj`, each [U, R, H * E], inside the block.
+        """Pick up the outputs of `attention.{q,k,v}_proj`, each [U, R, H * E], inside the block.
 
         Only the calling thread's: another may be in the same tower.
         """
@@ -40,6 +41,7 @@ class Probe:
         hooks = [
             attention.q_proj.register_forward_hook(keep("query")),
             attention.k_proj.register_forward_hook(keep("key")),
+            attention.v_proj.register_forward_hook(keep("value")),
         ]
         try:
             yield self
@@ -48,43 +50,74 @@ class Probe:
                 hook.remove()
 
 
+def feature_layer(tower: nn.Module, select_layer: int) -> int:
+    """The 0-based layer whose output is hidden_states[select_layer]; -1 = the embeddings."""
+    return select_layer - 1 if select_layer >= 0 else len(tower.encoder.layers) + select_layer
+
+
+def embed(tower: nn.Module, pixels: Tensor) -> Tensor:
+    """What a CLIP or SigLIP vision transformer's first layer gets: [U, 3, H, W] -> [U, R, D]."""
+    hidden = tower.embeddings(pixels)
+    return tower.pre_layrnorm(hidden) if hasattr(tower, "pre_layrnorm") else hidden
+
+
 @torch.compiler.disable  # it reads what layers hand on inside, by hooks that a compiled tower would not call
-def tower_features(tower: nn.Module, pixels: Tensor, select_layer: int, probe: Probe | None = None) -> Tensor:
-    """hidden_states[select_layer] of a CLIP or SigLIP vision transformer, bit for bit; later layers are not run.
+def run_layers(
+    tower: nn.Module, hidden: Tensor, first: int, last: int, probes: Mapping[int, Probe] | None = None
+) -> Tensor:
+    """Layers `first` … `last` of a tower: [U, R, D] -> [U, R, D].
 
     Args:
-        pixels: [U, 3, H, W] in the tower's dtype; select_layer: as in LLaVA's configurations, e.g. -2.
-        probe: picks up queries and keys of the layer whose output is returned.
-
-    Returns:
-        [U, R, D], row 0 = [CLS] where the tower has one.
+        probes: by layer, what picks up its queries, keys and values.
     """
-    layers, hidden = tower.encoder.layers, tower.embeddings(pixels)
-    last = select_layer if select_layer >= 0 else len(layers) + 1 + select_layer
-    if hasattr(tower, "pre_layrnorm"):
-        hidden = tower.pre_layrnorm(hidden)
-    for i, layer in enumerate(layers[:last]):
-        with probe.watch(layer.self_attn) if probe is not None and i == last - 1 else nullcontext():
+    for i in range(first, last + 1):
+        layer, probe = tower.encoder.layers[i], (probes or {}).get(i)
+        with nullcontext() if probe is None else probe.watch(layer.self_attn):
             hidden = layer(hidden, None)
     return hidden
 
 
-class EncoderView:
-    """What an encoder-stage selector may ask about U units.
+def tower_features(tower: nn.Module, pixels: Tensor, select_layer: int) -> Tensor:
+    """hidden_states[select_layer] of a CLIP or SigLIP vision transformer, bit for bit; later layers are not run.
+
+    Args:
+        pixels: [U, 3, H, W] in the tower's dtype; select_layer: as in LLaVA's configurations, e.g. -2.
+
+    Returns:
+        [U, R, D], row 0 = [CLS] where the tower has one.
+    """
+    return run_layers(tower, embed(tower, pixels), 0, feature_layer(tower, select_layer))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How scores are computed.
 
     Attributes:
-        hidden: [U, R, D] states of the feature layer's output, row 0 = [CLS] where there is one.
-        cls: whether row 0 is [CLS].
-        keep: rows the stage must return per unit.
+        chunk: query rows scored at once; fuse: whether the fused kernel may be used (`visiondrop.ops.fused`).
     """
 
-    def __init__(
-        self, hidden: Tensor, probe: Probe, heads: int, cls: bool, keep: int, chunk: int = 256, fuse: bool = False
-    ):
-        self.hidden, self.cls, self.keep, self._chunk, self._fuse = hidden, cls, keep, chunk, fuse
-        units, rows, width = probe.query.shape
-        self._query = probe.query.view(units, rows, heads, width // heads).transpose(1, 2)
-        self._key = probe.key.view(units, rows, heads, width // heads).transpose(1, 2)
+    chunk: int = 256
+    fuse: bool = False
+
+
+class LayerView:
+    """The attention of one tower layer, for U units of R rows.
+
+    Attributes:
+        query, key, value: [U, H, R, E], biases included, unscaled.
+    """
+
+    def __init__(self, probe: Probe, heads: int, cls: bool, settings: Settings):
+        self._cls, self._settings = cls, settings
+        self.query, self.key, self.value = (
+            x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (probe.query, probe.key, probe.value)
+        )
+
+    @property
+    def scale(self) -> float:
+        """What logits are multiplied with, E to the power of -1/2."""
+        return self.query.shape[-1] ** -0.5
 
     def score(self) -> Tensor:
         """[U, n] float32, one per patch: attention from [CLS], mean over heads, softmax over all R keys.
@@ -92,11 +125,60 @@ class EncoderView:
         The official codes sum over heads (VisionZip, VisionDrop) or average (VisPruner): the order is the same.
         Without [CLS]: mean over visual queries of the attention received (paper, "Visual Query Selection").
         """
-        scale = self._query.shape[-1] ** -0.5
-        if self.cls:
-            return scores.attention_rows(self._query[:, :, :1], self._key, scale, None)[:, 0, 1:]
-        return scores.received(self._query, self._key, scale, None, "bidirectional", self._chunk, self._fuse)
+        if self._cls:
+            return scores.attention_rows(self.query[:, :, :1], self.key, self.scale, None)[:, 0, 1:]
+        return self.received()
+
+    def received(self) -> Tensor:
+        """[U, n] float32, one per patch: attention received, mean over heads and over all R rows ([CLS] too)."""
+        chunk, fuse = self._settings.chunk, self._settings.fuse
+        total = scores.received(self.query, self.key, self.scale, None, "bidirectional", chunk, fuse)
+        return total[:, int(self._cls) :]
 
     def metric(self) -> Tensor:
-        """[U, R, E] keys (bias included, unscaled), mean over heads."""
-        return self._key.mean(dim=1)
+        """[U, R, E] keys, mean over heads."""
+        return self.key.mean(dim=1)
+
+
+@dataclass
+class Seen:
+    """What a tower has made of U units.
+
+    Attributes:
+        hidden: [U, R, D] output of layer `layer`, row 0 = [CLS] where there is one.
+        layer: 0-based; heads: of every layer.
+        probes: by layer, what was picked up.
+        memory: what selectors keep from stage to stage.
+    """
+
+    hidden: Tensor
+    layer: int
+    heads: int
+    probes: Mapping[int, Probe]
+    memory: dict = field(default_factory=dict)
+
+
+class EncoderView:
+    """What a selector may ask about U units, after the tower.
+
+    Attributes:
+        hidden: [U, R, D] states of the feature layer's output, row 0 = [CLS] where there is one.
+        cls: whether row 0 is [CLS].
+        keep: rows the stage must return per unit.
+    """
+
+    def __init__(self, seen: Seen, cls: bool, keep: int, settings: Settings = Settings()):
+        self.hidden, self.cls, self.keep = seen.hidden, cls, keep
+        self._seen, self._settings = seen, settings
+
+    def at(self, layer: int) -> LayerView:
+        """The attention of a tower layer that the stage names in `probes`."""
+        return LayerView(self._seen.probes[layer], self._seen.heads, self.cls, self._settings)
+
+    def score(self) -> Tensor:
+        """`LayerView.score` of the feature layer."""
+        return self.at(self._seen.layer).score()
+
+    def metric(self) -> Tensor:
+        """`LayerView.metric` of the feature layer."""
+        return self.at(self._seen.layer).metric()

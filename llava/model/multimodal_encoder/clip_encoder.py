@@ -1,10 +1,7 @@
-"""LLaVA's vision tower: CLIP features of the chosen layer, with the encoder stage where one is applied."""
+"""LLaVA's vision tower: CLIP features of the chosen layer."""
 
 import torch
 from torch import Tensor, nn
-
-from visiondrop.plans.shape import VisualShape
-from visiondrop.tower.encoder import Probe
 
 from .modeling_clip import CLIPVisionBackbone
 
@@ -71,24 +68,3 @@ class CLIPVisionTower(nn.Module):
         """Unpruned features: [U, 3, H, W] -> [U, n, D] ("patch") or [U, 1 + n, D] ("cls_patch")."""
         features = self.clip.features(pixel_values.to(self.device, self.dtype), self.select_layer)
         return features if self.select_feature == "cls_patch" else features[:, 1:]
-
-    def staged(
-        self,
-        pixel_values: Tensor,
-        shape: VisualShape,
-        images: list[int],
-        total: int,
-        grids: list[tuple[int, int]] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Features after the encoder stage.
-
-        Args:
-            pixel_values: [I * U, 3, H, W], all units of I images of one shape.
-            images, total, grids: see `Pruner.encode`.
-
-        Returns:
-            ([I, U * keep, D] in the LLM's order, [I, U * keep] ids or None).
-        """
-        probe = Probe()
-        hidden = self.clip.features(pixel_values.to(self.device, self.dtype), self.select_layer, probe)
-        return self.pruner.encode(hidden, probe, self.config.num_attention_heads, shape, images, total, grids)

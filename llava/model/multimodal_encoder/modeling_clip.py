@@ -1,23 +1,21 @@
-"""CLIP's vision transformer with the encoder stage: transformers' modules, the loop of the core.
+"""CLIP's vision transformer: transformers' modules, the loop of the core.
 
-Modifications against `transformers.CLIPVisionModel`:
-- `features` stops at the layer LLaVA reads (the 24th layer of CLIP-L is never run);
-- while that layer runs, its queries and keys are picked up, so that the encoder stage can score patches by [CLS]
-  attention without any attention map.
+Modification against `transformers.CLIPVisionModel`: `features` stops at the layer LLaVA reads (the 24th layer of CLIP-L
+is never run).  The encoder stage runs the same layers itself (`visiondrop.tower.stage`).
 """
 
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from visiondrop.tower.encoder import Probe, tower_features
+from visiondrop.tower.encoder import tower_features
 
 
 class CLIPVisionTransformer(CLIPVisionModel):
     """The tower proper; parameter names as in the published CLIP checkpoints below `vision_model.`."""
 
-    def features(self, pixel_values: Tensor, select_layer: int, probe: Probe | None = None) -> Tensor:
+    def features(self, pixel_values: Tensor, select_layer: int) -> Tensor:
         """See `visiondrop.tower.encoder.tower_features`; [U, 1 + n, D], row 0 = [CLS]."""
-        return tower_features(self, pixel_values, select_layer, probe)
+        return tower_features(self, pixel_values, select_layer)
 
 
 class CLIPVisionBackbone(nn.Module):
