@@ -152,7 +152,7 @@ def check_lmms_eval() -> Finding:
     except Exception as error:
         blamed = getattr(error, "name", None) or ""
         return Finding("lmms-eval", "FAIL", _blame(found, blamed, _short(error)))
-    for module in sorted(_needs_of(Path(evaluator.__file__))):
+    for module in sorted(_needs_of(Path(str(evaluator.__file__)))):
         if _missing(module):
             return Finding("lmms-eval", "FAIL", _blame(found, module, f"there is no module {module}"))
     return Finding("lmms-eval", "ok", found)

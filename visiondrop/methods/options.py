@@ -38,9 +38,13 @@ def option(
     return dataclasses.field(default=default, metadata={"help": help, "amount": amount, "read": read, **told})
 
 
-@cache
 def options_in(cls: type) -> dict[str, tuple[dataclasses.Field, Any]]:
     """Option fields of a method's class (all but `tokens`) with their types, "or None" left out."""
+    return _options_in(cls)
+
+
+@cache
+def _options_in(cls: Any) -> dict[str, tuple[dataclasses.Field, Any]]:
     hints, out = get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
         if field.name != "tokens":

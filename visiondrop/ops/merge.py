@@ -1,5 +1,7 @@
 """Contextual merging: what was not chosen joins the tokens it resembles."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -72,7 +74,9 @@ def _join(unit: Tensor, candidate: Tensor, reference: Tensor) -> Tensor:
 
 def _means(x: Tensor, candidate: Tensor, assignment: Tensor, contextual: int) -> Tensor:
     """[I, C, E] mean of the rows of x [I, n, E] that joined each reference; 0 where none did."""
-    slots, total, count = torch.arange(contextual, device=x.device), 0, 0
+    slots = torch.arange(contextual, device=x.device)
+    total: Any = 0
+    count: Any = 0
     for block, joined in zip(_blocks(candidate, contextual), _blocks(assignment, contextual)):
         # A one-hot product instead of scatter-add: the same sum, deterministic on every device.
         member = (joined.unsqueeze(-1) == slots).to(x.dtype)

@@ -4,9 +4,11 @@ With several crops or frames a patch id is unit x patches + patch, and unit c's 
 """
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import Tensor
 
+from ..errors import VisionDropError
 from .selection import Selection
 
 
@@ -37,7 +39,8 @@ class StageReport:
     @classmethod
     def empty(cls, layer: int | str, images: int) -> "StageReport":
         """A report with a place for each of `images`."""
-        return cls(layer, *([None] * images for _ in range(8)))
+        places: Any = ([None] * images for _ in range(8))
+        return cls(layer, *places)
 
     def grow(self, images: int) -> None:
         """Make a place for each of `images`, where there are fewer."""
@@ -48,7 +51,10 @@ class StageReport:
 
     def kept(self, image: int = 0) -> Tensor:
         """[K + C] ids of all tokens that go on, in sequence order."""
-        return self.sequence[image]
+        ids = self.sequence[image]
+        if ids is None:
+            raise VisionDropError(f"image {image} of the stage at {self.layer} was not recorded: it was not prefilled")
+        return ids
 
     def record(
         self, images: list[int], ids: Tensor, selection: Selection, values: Tensor, sequence: Tensor | None = None
@@ -65,9 +71,10 @@ class StageReport:
         none = ids.new_empty(0)
         for i, image in enumerate(images):
             self.dominant[image], self.reference[image] = out[i, :kept].cpu(), out[i, kept:].cpu()
-            merged = None if selection.merged is None else ids[i].gather(0, selection.merged[i])
-            self.merged[image] = none.cpu() if merged is None else merged.cpu()
-            self.assignment[image] = none.cpu() if merged is None else selection.assignment[i].cpu()
+            merged, joined = none, none
+            if selection.merged is not None and selection.assignment is not None:
+                merged, joined = ids[i].gather(0, selection.merged[i]), selection.assignment[i]
+            self.merged[image], self.assignment[image] = merged.cpu(), joined.cpu()
             self.hidden[image] = values[i].detach()
             self.scores[image] = None if selection.scores is None else selection.scores[i].detach().cpu()
             self.origin[image] = ids[i].cpu()

@@ -3,8 +3,10 @@
 Nothing here reads or changes the attention backend; queries and keys are recomputed from the layer's input.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import fused
 
@@ -19,7 +21,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def project(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor], what: str) -> Tensor:
+def project(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor], what: str) -> Tensor:
     """Rotated queries or keys of one decoder layer for the given rows.
 
     Args:
@@ -35,7 +37,7 @@ def project(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor], what:
     return finish(layer.self_attn, flat, rope, what)
 
 
-def finish(attention: nn.Module, flat: Tensor, rope: tuple[Tensor, Tensor], what: str) -> Tensor:
+def finish(attention: Any, flat: Tensor, rope: tuple[Tensor, Tensor], what: str) -> Tensor:
     """Output of q_proj or k_proj [I, R, H * E] -> heads, normed where the model does so, rotated: [I, H, R, E]."""
     out = flat.view(*flat.shape[:2], -1, attention.head_dim)
     norm = getattr(attention, f"{what}_norm", None)

@@ -90,7 +90,7 @@ def head(dims: ModelDims, positions: int) -> int:
     return 2 * positions * dims.hidden * dims.vocab
 
 
-def score(dims: ModelDims, kind: str, visual: int, sequence: int, lean: bool = False) -> int:
+def score(dims: ModelDims, kind: str, visual: int, sequence: int, lean: bool = False) -> float:
     """Scores of one stage: "visual" rows, one text "row", some text "rows", or none ("")."""
     d = dims.hidden
     if kind == "visual":
@@ -102,7 +102,7 @@ def score(dims: ModelDims, kind: str, visual: int, sequence: int, lean: bool = F
 def prefill(plan, dims: ModelDims, text: int, lean: bool = False) -> float:
     """FLOPs of encoding one image and prefilling `text` + visual tokens under `plan`."""
     shape = plan.shape
-    total = tower(dims, shape.patches, dims.vision_layers - int(lean), shape.units)
+    total: float = tower(dims, shape.patches, dims.vision_layers - int(lean), shape.units)
     total += projector(dims, projected(plan, dims))
     total += sum(block(dims, n + text, causal=lean) for n in plan.tokens_per_layer())
     total += head(dims, 1 if lean else plan.counts[-1] + text)

@@ -90,10 +90,13 @@ def select(view, kept: Kept, parts: tuple[tuple[Grid, tuple[int, int]], ...]) ->
 @lru_cache(maxsize=64)
 def _places(parts: tuple[tuple[Grid, tuple[int, int]], ...], total: int) -> tuple[Tensor, Tensor, Tensor]:
     """Middle patches, all other slots of `total`, and the cells these join (-1: none)."""
-    cell, middles = torch.full((total,), -1), []
+    cell = torch.full((total,), -1)
+    middles: list[Tensor] = []
     for grid, (height, width) in parts:
         rows = torch.arange(grid.rows)[:, None] * height // grid.rows
-        cell[grid.slots()] = sum(map(len, middles)) + rows * width + torch.arange(grid.columns) * width // grid.columns
+        cell[grid.slots()] = (
+            sum(len(x) for x in middles) + rows * width + torch.arange(grid.columns) * width // grid.columns
+        )
         rows, columns = torch.tensor(centres(grid.rows, height)), torch.tensor(centres(grid.columns, width))
         middles.append(grid.slots()[rows[:, None], columns].flatten())
     index = torch.cat(middles)
