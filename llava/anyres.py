@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from visiondrop.errors import UnsupportedError, VisionDropError
-from visiondrop.plans.shape import VisualShape
+from visiondrop.plans.shape import VisualShape, feature_layer
 from visiondrop.tower.units import packed_ids
 
 NOMINAL_CROPS = 5  # budgets of LLaVA-NeXT are stated for the base picture and four tiles
@@ -191,23 +191,27 @@ def describe_crops(config, units: int | None, size: tuple[int, int] | None) -> C
                 "with llava.mm_utils.process_images under the same configuration"
             )
         units = expected
-    return _crops(config.num_hidden_layers, side // config.vision_config.patch_size, units, grid, size, layout)
+    tower = config.vision_config.num_hidden_layers
+    depths = config.num_hidden_layers, tower, feature_layer(tower, config.mm_vision_select_layer)
+    return _crops(depths, side // config.vision_config.patch_size, units, grid, size, layout)
 
 
 @lru_cache(maxsize=4096)
-def _crops(layers: int, side: int, units: int, grid, size, layout: str) -> Crops:
+def _crops(depths: tuple[int, int, int], side: int, units: int, grid, size, layout: str) -> Crops:
     rows, columns = (grid[1] * side, grid[0] * side) if grid else (side, side)
     kept = range(rows), range(columns)
     if layout == "anyres" and grid:
         kept = unpadded(size, rows, columns)
     ids = packed_ids(grid, side, *kept, newline=layout == "anyres")
     shape = VisualShape(
-        layers=layers,
+        layers=depths[0],
         patches=side**2,
         units=units,
         nominal_units=NOMINAL_CROPS,
         length=len(ids),
         source=layout,
         canvas=(len(kept[0]), len(kept[1])) if grid and len(kept[0]) * len(kept[1]) else None,
+        tower_layers=depths[1],
+        feature_layer=depths[2],
     )
     return Crops(shape, grid, ids)

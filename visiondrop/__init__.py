@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .methods.decoder.fastv import FastV
     from .methods.decoder.pyramiddrop import PyramidDrop
     from .methods.decoder.sparsevlm import SparseVLM
+    from .methods.encoder.hiprune import HiPrune
     from .methods.encoder.scope import Scope
     from .methods.encoder.visionzip import VisionZip
     from .methods.encoder.vispruner import VisPruner
@@ -44,6 +45,7 @@ _HOMES = {
     "VisPruner": "methods.encoder.vispruner",
     "VisionZip": "methods.encoder.visionzip",
     "Scope": "methods.encoder.scope",
+    "HiPrune": "methods.encoder.hiprune",
     "DivPrune": "methods.decoder.divprune",
     "FastV": "methods.decoder.fastv",
     "PyramidDrop": "methods.decoder.pyramiddrop",
@@ -66,6 +68,7 @@ __all__ = [
     "Scope",
     "FastV",
     "Handle",
+    "HiPrune",
     "Method",
     "NoPruning",
     "Pool",

@@ -92,6 +92,7 @@ class LlavaMetaForCausalLM:
             length=tower.frames * (tower.num_patches + 1),
             kind="video",
             source="video" if getattr(tower.config, "add_time_attn", False) else "video-without-temporal-attention",
+            **tower.facts,
         )
 
     def image_shape(self) -> VisualShape:
@@ -106,6 +107,7 @@ class LlavaMetaForCausalLM:
             patches=tower.num_patches,
             nominal_units=1 if video is None else video.frames,
             length=tower.num_patches + extra if extra else 0,
+            **tower.facts,
         )
 
     def pictures(self, images: Tensor | list, image_sizes=None) -> list[Picture]:

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT against traces of the official codes (VisionZip, VisionDrop's path, VisPruner, SCOPE, DivPrune)."""
+"""LLaVA-NeXT against traces of the official codes (VisionZip, VisionDrop's path, VisPruner, SCOPE, HiPrune, DivPrune)."""
 
 from pathlib import Path
 
@@ -86,6 +86,20 @@ def test_scope_equals_the_official_code(model):
     size = tuple(trace["image_size_wh"].tolist())
     with visiondrop.apply(model, method="scope", tokens=160, report=True) as handle:
         found, logits = answer(model, models.pixels(*trace["crop_seeds"].tolist()), size, handle)
+        kept = handle.report.stages[0].kept()
+    assert np.array_equal(torch.stack([kept // PATCHES, kept % PATCHES], dim=1).numpy(), trace["sequence_source"])
+    assert found == trace["generated"].tolist()
+    assert np.abs(logits - trace["logits"]).max() <= 2e-5
+
+
+@pytest.mark.parametrize("layout", ["fixed-2880", "anyres"])
+def test_hiprune_equals_the_official_code(layout):
+    deep = next_models.native(32, side=336, tower="deep")
+    anyres.use_layout(deep, layout)
+    trace = dict(np.load(TRACES / "hiprune-next_160_0.npz"))
+    size = tuple(trace["image_size_wh"].tolist())
+    with visiondrop.apply(deep, method="hiprune", tokens=160, report=True) as handle:
+        found, logits = answer(deep, models.pixels(*trace["crop_seeds"].tolist()), size, handle)
         kept = handle.report.stages[0].kept()
     assert np.array_equal(torch.stack([kept // PATCHES, kept % PATCHES], dim=1).numpy(), trace["sequence_source"])
     assert found == trace["generated"].tolist()

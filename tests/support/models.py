@@ -18,11 +18,17 @@ def text_settings(layers: int, **changes) -> dict:
     return {**golden.TEXT, "num_hidden_layers": layers, **special, **changes}
 
 
-def native(layers: int = 32, dtype=torch.float32, attn: str = "sdpa", **changes) -> LlavaLlamaForCausalLM:
-    """Our class with the golden weights."""
+DEEP = dict(golden.VISION, num_hidden_layers=24)  # the tower of shared/golden/golden_deep_tower.py
+SHARP = 3.0  # its queries, for traces called *-sharp_*: attention as uneven as a trained tower's
+
+
+def native(
+    layers: int = 32, dtype=torch.float32, attn: str = "sdpa", tower: str = "", **changes
+) -> LlavaLlamaForCausalLM:
+    """Our class with the golden weights; tower: "" (4 layers), "deep" (24) or "sharp" (24, uneven attention)."""
     config = LlavaConfig(
         **text_settings(layers, **changes),
-        vision_config=dict(golden.VISION),
+        vision_config=dict(DEEP if tower else golden.VISION),
         mm_hidden_size=64,
         attn_implementation=attn,
     )
@@ -31,15 +37,23 @@ def native(layers: int = 32, dtype=torch.float32, attn: str = "sdpa", **changes)
         value.copy_(
             torch.from_numpy(golden.tensor(name.replace("model.vision_tower.vision_tower.", ""), tuple(value.shape)))
         )
+    sharpen(model.state_dict(), tower)
     model.generation_config.eos_token_id = None
     return model.to(dtype)
 
 
-def hub(layers: int = 32, attn: str = "sdpa", **changes) -> LlavaForConditionalGeneration:
+def sharpen(state_dict: dict, tower: str) -> None:
+    """The query projections of a tower called "sharp", in place."""
+    for name, value in state_dict.items():
+        if tower == "sharp" and "vision_tower" in name and ".q_proj." in name:
+            value.mul_(SHARP)
+
+
+def hub(layers: int = 32, attn: str = "sdpa", tower: str = "", **changes) -> LlavaForConditionalGeneration:
     """transformers' class with the golden weights; the placeholder has an embedding row of its own (zeros)."""
     vocab = HUB_IMAGE_ID + 1
     config = HubConfig(
-        vision_config=CLIPVisionConfig(**golden.VISION),
+        vision_config=CLIPVisionConfig(**(DEEP if tower else golden.VISION)),
         text_config=LlamaConfig(**text_settings(layers, vocab_size=vocab, **changes)),
         image_token_index=HUB_IMAGE_ID,
         attn_implementation=attn,
@@ -58,6 +72,7 @@ def hub(layers: int = 32, attn: str = "sdpa", **changes) -> LlavaForConditionalG
             value[:-1].copy_(torch.from_numpy(golden.tensor(original, (vocab - 1, *shape[1:]))))
         else:
             value.copy_(torch.from_numpy(golden.tensor(original, shape)))
+    sharpen(model.state_dict(), tower)
     model.generation_config.eos_token_id = None
     # The extra row must never be an answer, so that both layouts choose from the same words.
     model.generation_config.suppress_tokens = [HUB_IMAGE_ID]

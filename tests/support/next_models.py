@@ -16,9 +16,9 @@ from tests.support.golden import golden_checkpoint as golden
 SIDE = 112  # 64 patches a crop: as 336 px, only quicker
 
 
-def vision(side: int = SIDE) -> dict:
+def vision(side: int = SIDE, tower: str = "") -> dict:
     """Tower settings."""
-    return {**golden.VISION, "image_size": side}
+    return {**(models.DEEP if tower else golden.VISION), "image_size": side}
 
 
 def pinpoints(side: int = SIDE) -> list[list[int]]:
@@ -26,19 +26,20 @@ def pinpoints(side: int = SIDE) -> list[list[int]]:
     return [[w * side // 336, h * side // 336] for w, h in PINPOINTS]
 
 
-def native(layers: int = 8, side: int = SIDE, **changes) -> LlavaLlamaForCausalLM:
-    """Our class in the layout "anyres"."""
+def native(layers: int = 8, side: int = SIDE, tower: str = "", **changes) -> LlavaLlamaForCausalLM:
+    """Our class in the layout "anyres"; tower: as in `models.native`."""
     settings = dict(
         image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad", image_grid_pinpoints=pinpoints(side)
     )
     config = LlavaConfig(
-        **models.text_settings(layers), vision_config=vision(side), mm_hidden_size=64, **settings | changes
+        **models.text_settings(layers), vision_config=vision(side, tower), mm_hidden_size=64, **settings | changes
     )
     model = LlavaLlamaForCausalLM(config).eval()
     for name, value in model.state_dict().items():
         value.copy_(
             torch.from_numpy(golden.tensor(name.replace("model.vision_tower.vision_tower.", ""), tuple(value.shape)))
         )
+    models.sharpen(model.state_dict(), tower)
     model.generation_config.eos_token_id = None
     return model
 

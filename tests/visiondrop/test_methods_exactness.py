@@ -17,6 +17,7 @@ SETTINGS = {
     "vispruner": dict(tokens=64),
     "divprune": dict(tokens=64),
     "scope": dict(tokens=64),
+    "hiprune": dict(tokens=64),
     "random": dict(tokens=64),
     "uniform": dict(tokens=64),
     "pool": dict(tokens=64),

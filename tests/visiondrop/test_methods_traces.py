@@ -4,6 +4,7 @@ Every trace of these methods in tests/support/golden/traces is compared, whateve
 contents say how to run it.  Kept sets and tokens must be equal, states and logits within 2e-5.
 """
 
+import functools
 import re
 from pathlib import Path
 
@@ -16,13 +17,21 @@ from tests.support import models
 
 FOLDER = Path(__file__).parents[1] / "support" / "golden" / "traces"
 TOLERANCE = 2e-5
-BASELINES = ("divprune", "fastv", "pyramiddrop", "scope", "sparsevlm-v1.5", "visionzip", "vispruner")
-NAMES = sorted(p.stem for p in FOLDER.glob("*.npz") if p.stem.split("_")[0] in BASELINES)
+BASELINES = ("divprune", "fastv", "hiprune", "pyramiddrop", "scope", "sparsevlm-v1.5", "visionzip", "vispruner")
+NAMES = sorted(p.stem for p in FOLDER.glob("*.npz") if p.stem.split("_")[0] in BASELINES and "function" not in p.stem)
+TOWERS = {"hiprune": "deep"}  # of the traces made with 24 tower layers
 
 
 @pytest.fixture(scope="module")
-def model():
-    return models.native()
+def load():
+    """`load(tower)`, the model with that tower."""
+    return functools.cache(lambda tower: models.native(tower=tower))
+
+
+@pytest.fixture
+def model(request, load):
+    name = request.node.callspec.params["name"] if hasattr(request.node, "callspec") else ""
+    return load(TOWERS.get(name.split("_")[0], ""))
 
 
 def settings(name: str, trace: dict) -> dict:
@@ -113,6 +122,13 @@ def compare_scope(trace: dict, report) -> None:
     (stage,) = report.stages
     assert stage.layer == "encoder" and stage.dominant[0].tolist() == trace["kept_grid"].tolist()
     close(4 * stage.scores[0], trace["cls_attention_sum"], 1e-6)  # ours is the mean of the 4 heads, theirs the sum
+    assert report.cache_lengths[0] == trace["kv_lengths"].tolist() == report.positions[0][0]
+
+
+def compare_hiprune(trace: dict, report) -> None:
+    (stage,) = report.stages
+    assert stage.layer == "encoder" and stage.dominant[0].tolist() == trace["kept_grid"].tolist()
+    close(stage.scores[0], trace["deep_score"], 1e-6)
     assert report.cache_lengths[0] == trace["kv_lengths"].tolist() == report.positions[0][0]
 
 

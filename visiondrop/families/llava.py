@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..errors import UnsupportedError, VisionDropError
 from ..plans.flops import ModelDims, model_dims
-from ..plans.shape import VisualShape
+from ..plans.shape import VisualShape, feature_layer
 from ..stack.layout import Image
 from ..tower.stage import Eyes, encode
 from ..tower.units import Picture, by_shape, tower_ids
@@ -54,7 +54,15 @@ class HubLlavaAdapter(HubAdapter):
             patches=patches,
             length=patches + extra if extra else 0,
             cls=self.has_cls,
+            **self.tower_facts(),
         )
+
+    def tower_facts(self) -> dict[str, int]:
+        """What a shape says of the tower's layers."""
+        config = self.model.config
+        layers, select = config.vision_config.num_hidden_layers, config.vision_feature_layer
+        last = select if isinstance(select, int) else select[-1]  # several are refused by the encoder stage
+        return {"tower_layers": layers, "feature_layer": feature_layer(layers, last)}
 
     def dims(self) -> ModelDims:
         """The model's widths."""

@@ -58,6 +58,7 @@ class HubLlavaNextAdapter(HubLlavaAdapter):
             cls=self.has_cls,
             source="anyres",
             canvas=(rows, columns) if columns else None,
+            **self.tower_facts(),
         )
         return Picture(shape, grid=(width, height), ids=ids)
 

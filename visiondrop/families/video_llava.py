@@ -59,6 +59,7 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
             length=max(1, frames) * (patches + extra),
             kind="video" if frames else "image",
             source="video-without-temporal-attention" if frames else "pad",
+            **self.tower_facts(),
         )
 
     def attach(self, pruner):

@@ -47,6 +47,11 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     return scores.topk(count, dim=1).indices.sort(dim=1).values
 
 
+def ranked(scores: Tensor, count: int) -> Tensor:
+    """Slots of the `count` largest scores, the largest first, of equals the smallest slot: [I, n] -> [I, count] long."""
+    return scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
 def with_cls(patches: Tensor, cls: bool) -> Tensor:
     """Tower rows of the patches [U, K]: row 0 is [CLS], put in front, where the tower has one ([U, K + 1])."""
     return torch.nn.functional.pad(patches + 1, (1, 0)) if cls else patches

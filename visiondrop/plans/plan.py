@@ -172,11 +172,14 @@ class Plan:
         return Ledger(plan=self, dims=replace(dims, layers=self.shape.layers), text_tokens=text_tokens)
 
 
-def raster_patches(method: str, count: int, shape: VisualShape, select: Callable[[Any, Kept], Any]) -> Plan:
-    """Every unit sends `count` patches chosen by [CLS] attention, unmerged and in raster order; all of them: no stage."""
+def raster_patches(
+    method: str, count: int, shape: VisualShape, select: Callable[[Any, Kept], Any], probes: tuple[int, ...] = ()
+) -> Plan:
+    """Every unit sends `count` patches chosen by the tower's attention, unmerged and in raster order; all: no stage."""
     if count == shape.patches and count * shape.units == shape.tokens:
         return Plan(method, shape)
-    return Plan(method, shape, encoder=EncoderStage(Kept(count), select, order="raster", scoring="cls"))
+    scoring = "" if probes else "cls"
+    return Plan(method, shape, encoder=EncoderStage(Kept(count), select, "raster", scoring, probes))
 
 
 @dataclass(frozen=True)

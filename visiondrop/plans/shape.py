@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 
 
+def feature_layer(layers: int, select_layer: int) -> int:
+    """The 0-based one of a tower's layers whose output is hidden_states[select_layer]; -1 = the embeddings."""
+    return select_layer - 1 if select_layer >= 0 else layers + select_layer
+
+
 @dataclass(frozen=True)
 class VisualShape:
     """What a plan must know about the model's depth and one image.
@@ -17,6 +22,7 @@ class VisualShape:
         kind: "image" or "video" (the first stage keeps 1.5 or 3 budgets).
         source: the layout in words, e.g. "anyres"; part of every result row.
         canvas: (rows, columns) of patches of the stitched tiles that follow the base picture; None = no tiles.
+        tower_layers: layers of the vision tower; feature_layer: the 0-based one whose output is read.
     """
 
     layers: int = 32
@@ -28,6 +34,8 @@ class VisualShape:
     kind: str = "image"
     source: str = "pad"
     canvas: tuple[int, int] | None = None
+    tower_layers: int = 24
+    feature_layer: int = 22
 
     @property
     def tokens(self) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import scores
+from ..plans.shape import feature_layer
 
 
 class Probe:
@@ -50,11 +51,6 @@ class Probe:
                 hook.remove()
 
 
-def feature_layer(tower: nn.Module, select_layer: int) -> int:
-    """The 0-based layer whose output is hidden_states[select_layer]; -1 = the embeddings."""
-    return select_layer - 1 if select_layer >= 0 else len(tower.encoder.layers) + select_layer
-
-
 def embed(tower: nn.Module, pixels: Tensor) -> Tensor:
     """What a CLIP or SigLIP vision transformer's first layer gets: [U, 3, H, W] -> [U, R, D]."""
     hidden = tower.embeddings(pixels)
@@ -86,7 +82,7 @@ def tower_features(tower: nn.Module, pixels: Tensor, select_layer: int) -> Tenso
     Returns:
         [U, R, D], row 0 = [CLS] where the tower has one.
     """
-    return run_layers(tower, embed(tower, pixels), 0, feature_layer(tower, select_layer))
+    return run_layers(tower, embed(tower, pixels), 0, feature_layer(len(tower.encoder.layers), select_layer))
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UnsupportedError
 from ..ops.report import StageReport
 from ..ops.selection import Selection, gather_rows
 from ..plans.plan import EncoderStage
-from ..plans.shape import VisualShape
-from .encoder import EncoderView, Probe, Seen, Settings, embed, feature_layer, run_layers
+from ..plans.shape import VisualShape, feature_layer
+from .encoder import EncoderView, Probe, Seen, Settings, embed, run_layers
 from .units import Picture, grids_of, join_units, sequence_order, tower_ids
 
 
@@ -55,10 +56,17 @@ def encode(pruner: Any, eyes: Eyes, pictures: Sequence[Picture], images: list[in
 
 def look(pruner: Any, eyes: Eyes, pictures: Sequence[Picture]) -> Seen:
     """The tower up to its feature layer, with what the stage asks of it."""
-    tower, last = eyes.tower, feature_layer(eyes.tower, eyes.select_layer)
+    tower = eyes.tower
+    last = feature_layer(len(tower.encoder.layers), eyes.select_layer)
     like = next(tower.parameters())
     pixels = torch.cat([p.pixels for p in pictures]).to(like.device, like.dtype)
-    probes = {i: Probe() for i in pruner.plan_for(pictures[0].shape).encoder.probes or (last,)}
+    asked = pruner.plan_for(pictures[0].shape).encoder.probes or (last,)
+    if max(asked) > last:
+        raise UnsupportedError(
+            f"method {pruner.method!r} asks for tower layer {max(asked)}, and vision_feature_layer={eyes.select_layer} reads "
+            f"the output of layer {last}: leave vision_feature_layer out"
+        )
+    probes = {i: Probe() for i in asked}
     hidden = run_layers(tower, embed(tower, pixels), 0, last, probes)
     return Seen(hidden, last, tower.encoder.layers[0].self_attn.num_heads, probes)
 
