@@ -4,6 +4,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from .compat import will_recompute
 from .errors import UnsupportedError, VisionDropError
 from .methods.registry import make_plan
 from .ops.report import Report
-from .plans.budget import Budget
+from .plans.budget import Budget, share_of
 from .plans.flops import ModelDims
 from .plans.plan import Ledger, Plan
 from .plans.shape import VisualShape
@@ -54,6 +55,10 @@ class Choice:
             self._plans[shape] = make_plan(self.method, self.tokens, shape, self.options, self.min_tokens)
         return self._plans[shape]
 
+    def keep(self, plan: Plan) -> Plan:
+        """`plan`, from now on the one for its shape."""
+        return self._plans.setdefault(plan.shape, plan)
+
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for choices that were asked for alike."""
@@ -68,6 +73,8 @@ class Pruner(Unpicklable):
         shape: the shape of an ordinary image of this model; plans for others are made on demand.
         record: whether passes write into `report`.
         fused: whether scores may use the fused kernel (`visiondrop.ops.fused`).
+        keeps_positions: tokens keep their positions whatever the plan says (M-RoPE, which no number of order replaces).
+        encoder_score: what ranks patches where a tower without the papers' [CLS] leaves a choice: "received" or "cls".
     """
 
     def __init__(
@@ -82,7 +89,8 @@ class Pruner(Unpicklable):
         min_tokens: int = 0,
     ):
         self.shape, self.dims, self.record, self.chunk = shape, dims, record, chunk
-        self.fused = False
+        self.fused = self.keeps_positions = False
+        self.encoder_score = "received"
         self.prompts = Prompts()
         self._reports = _Reports()
         self._own = Choice(method, tokens, options, min_tokens)
@@ -134,11 +142,26 @@ class Pruner(Unpicklable):
     @property
     def compact(self) -> bool:
         """Whether positions are renumbered in every segment."""
-        return self.plan.positions == "compact"
+        return self.positions(self.plan) == "compact"
+
+    def positions(self, plan: Plan) -> str:
+        """What positions mean under `plan`, see `Plan.positions`."""
+        return "original" if self.keeps_positions else plan.positions
 
     def plan_for(self, shape: VisualShape) -> Plan:
-        """The plan for images of `shape`."""
-        return self.choice.plan_for(shape)
+        """The plan for images of `shape`.
+
+        A share that the method can meet on an ordinary image and not on this small one leaves this one whole.
+        """
+        choice = self.choice
+        try:
+            return choice.plan_for(shape)
+        except VisionDropError:
+            if shape.tokens >= self.shape.tokens or share_of(choice.tokens) is None:
+                raise
+        note = f"{choice.tokens} of {shape.tokens} tokens cannot be met: the image is kept whole"
+        whole = {"encoder": None, "stages": (), "begin": None, "notes": (note,)}
+        return choice.keep(replace(self.plan, shape=shape, tokens=shape.tokens, **whole))
 
     def ledger(self, text_tokens: int = 63) -> Ledger:
         """Tokens per layer, cache entries and FLOPs for an ordinary image of this model."""
@@ -158,6 +181,7 @@ class Pruner(Unpicklable):
         position_ids: Tensor | None,
         cache,
         layout: Layout | None,
+        features: Tensor | None = None,
     ) -> PrefillRun | ContinueRun | None:
         """The run that drives this pass, or None where the stock code must run untouched.
 
@@ -167,6 +191,7 @@ class Pruner(Unpicklable):
             attention_mask: [B, past + T] in unpruned lengths, or None; position_ids: [B, T] or None.
             cache: None, or any cache of transformers (an unpruned `DynamicCache` becomes a `PrunedCache` in place).
             layout: the images that come with this pass, or None.
+            features: [B, T, n * D] to be added behind each of the first n layers, or None.
         """
         if will_recompute(stack):
             cache = None  # layers that are run a second time fill none
@@ -176,7 +201,7 @@ class Pruner(Unpicklable):
                 _refuse_4d(attention_mask)
                 if cache is not None:
                     cache = PrunedCache.adopt(cache, attention_mask)
-                return PrefillRun(self, stack, hidden, position_ids, cache, layout)
+                return PrefillRun(self, stack, hidden, position_ids, cache, layout, features)
         if pruned and cache.segments:
             _refuse_4d(attention_mask)
             return ContinueRun(self, stack, hidden, attention_mask, position_ids, cache)

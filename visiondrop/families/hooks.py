@@ -11,6 +11,7 @@ import functools
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Pass(threading.local):
         run: the run that drives the stack, or None; ids: [B, T] where the pass brings images, else None.
         places: by placeholder, [B, T] which image of its kind a position belongs to, -1 elsewhere; found once per pass.
         pixels: the images one by one; images, videos: what the layout must know about them, as they were encoded.
+        encoded: the same for the families of `families.table`, by kind; encoding: a call that encodes is under way.
     """
 
     def __init__(self) -> None:
@@ -47,6 +49,8 @@ class Pass(threading.local):
         self.pixels: list[Tensor] = []
         self.images: list[Image] = []
         self.videos: list[Image] = []
+        self.encoded: dict[str, Any] = {}
+        self.encoding = False
 
 
 class HubAdapter(Unpicklable):
@@ -185,10 +189,15 @@ class HubAdapter(Unpicklable):
             cache = DynamicCache(config=module.config)
         mask = kwargs.get("attention_mask")
         layout = self._layout(mask, cache)
-        self.now.run = self.pruner.start(module, hidden, mask, kwargs.get("position_ids"), cache, layout)
+        features, changed = self._extras(kwargs)
+        self.now.run = self.pruner.start(module, hidden, mask, kwargs.get("position_ids"), cache, layout, features)
         if self.now.run is None:
             return None
-        return args, with_cache({**kwargs, "attention_mask": ANY_4D}, cache)
+        return args, with_cache({**changed, "attention_mask": ANY_4D}, cache)
+
+    def _extras(self, kwargs: dict) -> tuple[Tensor | None, dict]:
+        """Features that the stack would add to the states behind its first layers, and its arguments without them."""
+        return None, kwargs
 
     def _refuse_recomputed_hooks(self, stack) -> None:
         """Gradient checkpointing of older transformers would run our hooks a second time, and prune what is pruned."""

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedError, VisionDropError
+from .table import REFUSED
 
 LOADER = "llava.adapter"  # the module whose `load` opens checkpoints by path or id, named so that nothing here needs it
 _ADAPTERS: dict[str, Callable[[nn.Module], Any]] = {}
@@ -46,6 +47,8 @@ def adapter_for(model: nn.Module) -> Any:
     for kind in type(model).__mro__:
         if kind.__name__ in _ADAPTERS:
             return _ADAPTERS[kind.__name__](model)
+        if kind.__name__ in REFUSED:
+            raise UnsupportedError(f"{kind.__name__} cannot be pruned: {REFUSED[kind.__name__]}")
     raise VisionDropError(f"no adapter for {type(model).__name__}: supported are {', '.join(_ADAPTERS)}")
 
 

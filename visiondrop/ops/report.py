@@ -106,11 +106,15 @@ class Report:
 class Recorder:
     """Writes one pass into a `Report`; made only when recording was asked for."""
 
-    def __init__(self, report: Report, images: int = 0, rows: int = 0):
-        """A prefill (`images` > 0) starts the decoder part of the report afresh; a decoding step adds to it."""
+    def __init__(self, report: Report, images: int = 0, rows: int = 0, encoded: bool = True):
+        """A prefill (`images` > 0) starts the report afresh; a decoding step adds to it.
+
+        Args:
+            encoded: the encoder stage has written its part already.
+        """
         self.report = report
         if images:
-            report.stages = [s for s in report.stages if s.layer == "encoder"]
+            report.stages = [s for s in report.stages if encoded and s.layer == "encoder"]
             report.tokens_per_layer = [[] for _ in range(images)]
             report.cache_lengths = [[] for _ in range(rows)]
             report.positions = [[] for _ in range(rows)]
@@ -123,7 +127,7 @@ class Recorder:
         for row, length in zip(self.report.cache_lengths, lengths):
             row.append(length)
 
-    def stage(self, layer: int, group, selection: Selection, values: Tensor) -> Tensor:
+    def stage(self, layer: int | str, group, selection: Selection, values: Tensor) -> Tensor:
         """A stage has run on `group`; returns the group's new ids [I, M]."""
         known = [s for s in self.report.stages if s.layer == layer]
         report = known[0] if known else StageReport.empty(layer, len(self.report.tokens_per_layer))

@@ -12,12 +12,17 @@ head on the last position, scores from q and k already at hand.
 
 from dataclasses import dataclass, replace
 
+from .towers import GridTower
+
 
 @dataclass(frozen=True)
 class ModelDims:
     """Widths of a LLaVA-shaped model (`layers` is the decoder's depth).
 
-    `temporal`: every tower layer also attends over frames, patch by patch (LanguageBind's video tower).
+    Attributes:
+        temporal: every tower layer also attends over frames, patch by patch (LanguageBind's video tower).
+        attention: width of all query heads together, where it is not `hidden`; router: experts a router chooses from.
+        grid_tower: a tower and projector of another kind, in place of all `vision_…` numbers.
     """
 
     name: str = "LLaVA-1.5-7B"
@@ -32,6 +37,9 @@ class ModelDims:
     patch_inputs: int = 588  # 3 x 14 x 14
     cls: int = 1
     temporal: bool = False
+    attention: int = 0
+    router: int = 0
+    grid_tower: GridTower | None = None
 
 
 LLAVA_7B = ModelDims()
@@ -80,9 +88,9 @@ def projector(dims: ModelDims, tokens: int) -> int:
 
 def block(dims: ModelDims, n: int, past: int = 0, causal: bool = False) -> float:
     """One decoder layer on `n` new tokens after `past` cached ones."""
-    d, m = dims.hidden, dims.intermediate
+    d, m, a = dims.hidden, dims.intermediate, dims.attention or dims.hidden
     pairs = n * (n + 1) / 2 + n * past if causal else n * (n + past)
-    return 2 * n * ((2 + 2 * dims.kv_share) * d * d + 3 * d * m) + 4 * d * pairs
+    return 2 * n * ((2 + 2 * dims.kv_share) * d * a + 3 * d * m + d * dims.router) + 4 * a * pairs
 
 
 def head(dims: ModelDims, positions: int) -> int:
@@ -92,18 +100,21 @@ def head(dims: ModelDims, positions: int) -> int:
 
 def score(dims: ModelDims, kind: str, visual: int, sequence: int, lean: bool = False) -> float:
     """Scores of one stage: "visual" rows, one text "row", some text "rows", or none ("")."""
-    d = dims.hidden
+    d, a = dims.hidden, dims.attention or dims.hidden
     if kind == "visual":
-        projections = 2 * (1 + 2 * dims.kv_share) * d * d * sequence
-        return visual * sequence * d if lean else projections + 2 * visual * sequence * d
-    return {"": 0, "row": 2 * sequence * d, "rows": 2 * (sequence - visual) * sequence * d}[kind]
+        projections = 2 * (1 + 2 * dims.kv_share) * d * a * sequence
+        return visual * sequence * a if lean else projections + 2 * visual * sequence * a
+    return {"": 0, "row": 2 * sequence * a, "rows": 2 * (sequence - visual) * sequence * a}[kind]
 
 
 def prefill(plan, dims: ModelDims, text: int, lean: bool = False) -> float:
     """FLOPs of encoding one image and prefilling `text` + visual tokens under `plan`."""
     shape = plan.shape
-    total: float = tower(dims, shape.patches, dims.vision_layers - int(lean), shape.units)
-    total += projector(dims, projected(plan, dims))
+    if dims.grid_tower is not None:  # runs whole, its encoder stage acts on entry of the decoder
+        total: float = dims.grid_tower.flops(shape)
+    else:
+        total = tower(dims, shape.patches, dims.vision_layers - int(lean), shape.units)
+        total += projector(dims, projected(plan, dims))
     total += sum(block(dims, n + text, causal=lean) for n in plan.tokens_per_layer())
     total += head(dims, 1 if lean else plan.counts[-1] + text)
     for before, stage in zip(plan.counts, plan.stages):

@@ -14,6 +14,7 @@ from .schedule import nearest
 from .shape import VisualShape
 
 KEPT = "kept"  # the layout of a sequence of which an encoder stage has taken tokens away
+PACKED = "packed"  # the layout of tiles that a model has stitched, cut and resampled
 ELONGATION = 2  # a cell may be this much longer than a patch's shape: 128 = 8 x 16 on a square, but not 4 x 32
 
 
@@ -37,8 +38,13 @@ def grids(shape: VisualShape) -> list[Grid] | None:
 
     [CLS] rows and newlines, where the sequence has any, belong to no grid.
     """
+    if shape.source in (KEPT, PACKED):
+        return None
+    if shape.grid is not None:
+        frames, rows, columns = shape.grid
+        return [Grid(frame * rows * columns, rows, columns, columns) for frame in range(frames)]
     side = math.isqrt(shape.patches)
-    if side * side != shape.patches or shape.source == KEPT:
+    if side * side != shape.patches:
         return None
     if shape.canvas is not None:
         rows, columns = shape.canvas
@@ -54,12 +60,12 @@ def grids(shape: VisualShape) -> list[Grid] | None:
 
 def left_over(shape: VisualShape, kept: int) -> VisualShape:
     """The image as the language model gets it from an encoder stage that keeps `kept` tokens per unit: no grid."""
-    return replace(shape, patches=kept, length=0, canvas=None, source=KEPT)
+    return replace(shape, patches=kept, length=0, canvas=None, grid=None, source=KEPT)
 
 
 def cls_slots(shape: VisualShape) -> list[int]:
     """Slots of [CLS] in an unpruned sequence: before each grid that does not follow another one directly."""
-    if shape.canvas is not None:
+    if shape.canvas is not None or shape.grid is not None:
         return []
     return [grid.first - 1 for grid in grids(shape) or [] if grid.first % (shape.tokens // shape.units)]
 

@@ -23,6 +23,8 @@ class VisualShape:
         source: the layout in words, e.g. "anyres"; part of every result row.
         canvas: (rows, columns) of patches of the stitched tiles that follow the base picture; None = no tiles.
         tower_layers: layers of the vision tower; feature_layer: the 0-based one whose output is read.
+        grid: (frames, rows, columns) of visual tokens where a model takes pictures of any size; None = a square.
+        tiles: tiles or frames that the tower sees, where the model has stitched or pooled them into `patches` tokens; or 0.
     """
 
     layers: int = 32
@@ -36,6 +38,8 @@ class VisualShape:
     canvas: tuple[int, int] | None = None
     tower_layers: int = 24
     feature_layer: int = 22
+    grid: tuple[int, int, int] | None = None
+    tiles: int = 0
 
     @property
     def tokens(self) -> int:

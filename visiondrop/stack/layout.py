@@ -13,7 +13,7 @@ from ..errors import VisionDropError
 from ..plans.shape import VisualShape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Image:
     """One image, whichever rows show it.
 
@@ -23,12 +23,16 @@ class Image:
         seed: fingerprint of the pixels, for seeded methods.
         room: positions its block has in the prompt, where the encoder stage hands on more tokens than the unpruned
             sequence would have (a thin unpadded strip of a picture); 0 = as many as unpruned tokens.
+        scores, metric: [n] float32 and [n, E] of its tokens from the tower, where the encoder stage acts on entry of the
+            stack; else None, and the block holds what the encoder stage has left.
     """
 
     shape: VisualShape
     origin: Tensor | None = None
     seed: int = 0
     room: int = 0
+    scores: Tensor | None = None
+    metric: Tensor | None = None
 
     @property
     def block(self) -> int:

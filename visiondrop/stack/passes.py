@@ -16,11 +16,16 @@ from transformers.masking_utils import create_causal_mask
 from ..compat import CACHE
 from ..ops.report import Recorder
 from ..ops.selection import gather_rows
-from ..plans.plan import Stage
+from ..plans.plan import EncoderStage, Stage
 from .cache import PrunedCache, extend
 from .layout import Layout
 from .rows import Change, Group, Rows, group_images
-from .view import LayerProbe, View
+from .view import EntryView, LayerProbe, View
+
+
+def without_text_axis(position_ids: Tensor) -> Tensor:
+    """[4, B, T] as `generate` makes them for M-RoPE (text, time, height, width) -> [3, B, T]; others as they are."""
+    return position_ids[1:] if position_ids.ndim == 3 and len(position_ids) == 4 else position_ids
 
 
 def cache_count(cache: PrunedCache | None, layer: int) -> int | Tensor:
@@ -54,16 +59,19 @@ class _Run:
 class PrefillRun(_Run):
     """A pass that brings images: stages act on entry of their layer."""
 
-    def __init__(self, pruner, stack, hidden, position_ids, cache, layout: Layout):
-        recorder = Recorder(pruner.report, len(layout.spans), len(layout.lengths)) if pruner.record else None
+    def __init__(self, pruner, stack, hidden, position_ids, cache, layout: Layout, features: Tensor | None = None):
+        encoded = all(span.image.scores is None for span in layout.spans)
+        sizes = len(layout.spans), len(layout.lengths)
+        recorder = Recorder(pruner.report, *sizes, encoded) if pruner.record else None
         super().__init__(stack, hidden, cache, recorder)
         self.pruner, self.layout, self.layer = pruner, layout, 0
         self.tokens = hidden.shape[1]
         self.past = cache.logical if cache is not None else 0
         self.groups = group_images(layout, pruner.plan_for, pruner.record, hidden.device)
         self.rows = Rows(hidden, layout, self.groups)
-        self.compact = all(g.plan.positions == "compact" for g in self.groups)
-        self.entry = any(g.plan.positions == "entry" for g in self.groups)
+        self.rows.features = features
+        positions = {pruner.positions(g.plan) for g in self.groups}
+        self.compact, self.entry = positions == {"compact"}, "entry" in positions
         if not self.compact and not self.entry:
             self.rows.positions = self._original_positions(position_ids)
         self.stages: dict[int, list[tuple[Group, Stage]]] = {}
@@ -82,6 +90,8 @@ class PrefillRun(_Run):
 
     def enter(self, i: int, hidden: Tensor) -> tuple[Tensor, dict]:
         """Called before layer `i` with its input [B, L, D]; returns the input it shall get, and its arguments."""
+        if self.rows.features is not None and i:
+            hidden = self._add_features(i - 1, hidden)
         if i in self.boundaries:
             self.rows.hidden, self.layer = hidden, i
             if i == 0:
@@ -106,15 +116,26 @@ class PrefillRun(_Run):
             self.cache.logical += self.tokens
 
     def _original_positions(self, position_ids: Tensor | None) -> Tensor:
-        """[B, T] logical positions."""
+        """[B, T] logical positions, or [B, T, A] where they have A axes."""
         if position_ids is None:
             position_ids = torch.arange(self.tokens, device=self.hidden.device)[None] + self.past
-        return position_ids.expand(len(self.layout.lengths), -1)
+        position_ids = without_text_axis(position_ids)
+        if position_ids.ndim == 3:
+            position_ids = position_ids.permute(1, 2, 0)
+        return position_ids.expand(len(self.layout.lengths), *position_ids.shape[1:])
+
+    def _add_features(self, layer: int, hidden: Tensor) -> Tensor:
+        """What Qwen3-VL adds behind its first layers: the features of `layer`, as far as their tokens are still here."""
+        width = hidden.shape[-1]
+        own = self.rows.features[..., layer * width : (layer + 1) * width]
+        if (layer + 1) * width == self.rows.features.shape[-1]:
+            self.rows.features = None
+        return hidden + own
 
     def _arrive(self) -> None:
         """Bring the input into the stack's form: padding on the left, rows vacated by the encoder stage gone."""
         self.rows.arrive(self.layout)
-        arrived = [Change(g, g.plan.entry) for g in self.groups if g.plan.encoder is not None]
+        arrived = [self._arrived(g) for g in self.groups if g.plan.encoder is not None]
         if arrived:
             self.rows.replace(arrived)
         if self.entry:
@@ -123,16 +144,25 @@ class PrefillRun(_Run):
             if group.plan.begin is not None:
                 group.plan.begin(View(self.rows, group, group.count, None))
 
+    def _arrived(self, group: Group) -> Change:
+        """The encoder stage's outcome: made here where the tower's scores came along, else it stands in the block."""
+        if group.tower is None:
+            return Change(group, group.plan.entry)
+        stage = group.plan.encoder
+        return self._change("encoder", group, stage, EntryView(self.rows, group, stage.keep, None))
+
     def _prune(self, layer: int) -> None:
-        changes = []
-        for group, stage in self.stages[layer]:
-            view = View(self.rows, group, stage.keep, self._probe(stage.probe))
-            selection = stage.select(view, stage.kept)
-            value = gather_rows(view.hidden, selection.index) if selection.value is None else selection.value
-            if self.recorder is not None:
-                group.ids = self.recorder.stage(layer, group, selection, value)
-            changes.append(Change(group, stage.keep, selection, value))
-        self.rows.replace(changes)
+        pairs = [
+            (g, stage, View(self.rows, g, stage.keep, self._probe(stage.probe))) for g, stage in self.stages[layer]
+        ]
+        self.rows.replace([self._change(layer, *pair) for pair in pairs])
+
+    def _change(self, layer: int | str, group: Group, stage: Stage | EncoderStage, view: View) -> Change:
+        selection = stage.select(view, stage.kept)
+        value = gather_rows(view.hidden, selection.index) if selection.value is None else selection.value
+        if self.recorder is not None:
+            group.ids = self.recorder.stage(layer, group, selection, value)
+        return Change(group, stage.keep, selection, value)
 
     def _probe(self, at: int | None) -> LayerProbe | None:
         """Layer `at` as it is asked for scores: before it runs, or after (its input was kept)."""
@@ -160,6 +190,8 @@ class PrefillRun(_Run):
     def _embed_positions(self, count: int | Tensor) -> None:
         """Rotary embedding of the tokens in hand, after `count` earlier ones (int, or [B] long)."""
         positions = self.rows.numbered(count) if self.compact else self.rows.positions
+        if positions.ndim == 3:
+            positions = positions.permute(2, 0, 1)
         self.rope = self.stack.rotary_emb(self.rows.hidden, position_ids=positions)
 
     def _valid_entries(self, i: int) -> list[int]:
@@ -180,28 +212,34 @@ class ContinueRun(_Run):
         if self.tokens > 1 and attention_mask is not None and not bool(attention_mask[:, -self.tokens :].all()):
             valid = attention_mask[:, -self.tokens :].bool()
         segments = cache.segments
-        if pruner.compact:
-            positions = _stack_positions(segments, rows, self.tokens, valid, hidden.device)
-        elif pruner.plan.positions == "entry":  # numbered by what the first layer holds
-            positions = _stack_positions(segments[:1], rows, self.tokens, valid, hidden.device)
-        else:
-            logical = torch.arange(self.tokens, device=hidden.device)[None] + cache.logical
-            positions = (logical if position_ids is None else position_ids)[None]
-        self.positions = positions  # [S or 1, B or 1, T]
-        cos, sin = stack.rotary_emb(hidden, position_ids=positions.flatten(0, 1))
-        shape = (*positions.shape, -1)
-        cos, sin = cos.view(shape), sin.view(shape)
+        ropes = self._embed(pruner, position_ids, valid)
         self.opening: dict[int, dict] = {}
         for k, segment in enumerate(segments):
             extend(segment, valid, rows, self.tokens, hidden.device)
             plain = self.tokens == 1 and segment.valid is None
             mask = None if plain else self.mask(hidden, segment.valid, segment.first)
-            k = min(k, len(cos) - 1)
             self.opening[segment.first] = {
                 "attention_mask": mask,
-                "position_embeddings": (cos[k], sin[k]),
+                "position_embeddings": ropes[min(k, len(ropes) - 1)],
                 "position_ids": None,
             }
+
+    def _embed(self, pruner, position_ids: Tensor | None, valid: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """(cos, sin) for every segment, or one for all of them; notes the `positions` [S or 1, B or 1, T]."""
+        hidden, segments, rotary = self.hidden, self.cache.segments, self.stack.rotary_emb
+        kind = pruner.positions(pruner.plan)
+        if kind != "original":  # "entry": numbered by what the first layer holds
+            some = segments if kind == "compact" else segments[:1]
+            self.positions = _stack_positions(some, len(hidden), self.tokens, valid, hidden.device)
+        else:
+            logical = torch.arange(self.tokens, device=hidden.device)[None] + self.cache.logical
+            positions = without_text_axis(logical if position_ids is None else position_ids)
+            self.positions = positions[None] if positions.ndim == 2 else positions[:1]
+            if positions.ndim == 3:
+                return [rotary(hidden, position_ids=positions)]
+        cos, sin = rotary(hidden, position_ids=self.positions.flatten(0, 1))
+        shape = (*self.positions.shape, -1)
+        return list(zip(cos.view(shape), sin.view(shape)))
 
     def enter(self, i: int, hidden: Tensor) -> tuple[Tensor, dict]:
         """Called before layer `i`: the input unchanged, and the arguments of the segment it belongs to."""

@@ -50,8 +50,10 @@ class Prompts(threading.local):
         if found is not None:
             ends = [sorted({*old, *new}) for old, new in zip(found[1], ends)]
             self._next = known = [*(k for k in known if k is not found), found]
-            if len(sample) == len(found[2]):
+            if sample and len(sample) == len(found[2]):
                 return ends  # nothing new to find again: an image asks for the first end after it
+        if found is not None and not sample:  # the images lie in the cache
+            sample = found[2]
         self._next = [*known, (rows, ends, sample)][-MOST:]
         return ends
 
@@ -76,4 +78,4 @@ def _continues(rows: list[list[int]], sample: list[Tensor], known: tuple) -> boo
     old_rows, _, old_sample = known
     same = len(rows) == len(old_rows) and all(new[: len(old)] == old for new, old in zip(rows, old_rows))
     rest = iter(sample)
-    return same and all(any(torch.equal(old, new) for new in rest) for old in old_sample)
+    return same and (not sample or all(any(torch.equal(old, new) for new in rest) for old in old_sample))

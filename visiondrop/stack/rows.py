@@ -28,6 +28,7 @@ class Group:
         covers_batch: whether its rows are the rows of the batch, in order.
         ids: [I, count] original patch ids, when recording.
         memory: what selectors keep from stage to stage.
+        tower: ([I, n] scores, [I, n, E] metric) of the tower, where the encoder stage acts on entry of the stack.
     """
 
     plan: Plan
@@ -39,6 +40,7 @@ class Group:
     covers_batch: bool
     ids: Tensor | None = None
     memory: dict = field(default_factory=dict)
+    tower: tuple[Tensor, Tensor] | None = None
 
 
 def group_images(
@@ -63,7 +65,13 @@ def _group(plan: Plan, images: list[int], spans: list[Span], batch: int, record:
         every = torch.arange(block)
         ids = torch.stack([every if s.image.origin is None else s.image.origin.cpu() for s in spans]).to(device)
     starts, seeds = [s.start for s in spans], [s.image.seed for s in spans]
-    return Group(plan, images, rows, starts, block, seeds, rows == list(range(batch)), ids)
+    group = Group(plan, images, rows, starts, block, seeds, rows == list(range(batch)), ids)
+    if plan.encoder is not None and spans[0].image.scores is not None:
+        group.tower = (
+            torch.stack([s.image.scores for s in spans]).to(device),
+            torch.stack([s.image.metric for s in spans]).to(device),
+        )
+    return group
 
 
 @dataclass(frozen=True)

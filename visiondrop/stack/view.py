@@ -211,3 +211,21 @@ class View:
             return weights[:, :, firsts[0] : firsts[0] + self.count]
         columns = torch.tensor(firsts, device=key.device)[:, None] + torch.arange(self.count, device=key.device)
         return weights.gather(2, columns[:, None].expand(-1, size, -1))
+
+
+class EntryView(View):
+    """What an encoder stage may ask where it acts on entry of the stack (see `tower.encoder.EncoderView`).
+
+    `hidden` are the visual tokens as the language model gets them; scores and metric are those of the patches behind each
+    token.  There is no [CLS] row.
+    """
+
+    cls = False
+
+    def score(self) -> Tensor:
+        """[I, n] float32: the tower's attention to the patches of each token."""
+        return self._group.tower[0]
+
+    def metric(self) -> Tensor:
+        """[I, n, E]: the tower's keys, mean over heads and over the patches of each token."""
+        return self._group.tower[1]

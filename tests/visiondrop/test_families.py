@@ -1,0 +1,373 @@
+"""The families of the table: stock where nothing is pruned, and each way of running a method equal to a simpler one."""
+
+import copy
+import sys
+import threading
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import visiondrop
+from tests.support import hub_families as tiny
+from visiondrop.compat import CACHE
+from visiondrop.errors import UnsupportedError, VisionDropError
+
+NAMES = list(tiny.BUILDERS)
+BOUND = 2e-5  # a stock model's own cached decoding differs from one pass by up to 1.5e-5 here
+METHODS = [
+    ("visiondrop", "50%", {}),
+    ("visiondrop", "50%", {"encoder": "off", "layers": (1, 4, 6)}),
+    ("visionzip", "50%", {}),
+    ("vispruner", "50%", {}),
+    ("scope", "50%", {}),
+    ("divprune", "50%", {}),
+    ("fastv", "60%", {}),
+    ("pyramiddrop", "50%", {}),
+    ("sparsevlm", "60%", {"strict_budget": "on"}),
+    ("random", "50%", {}),
+    ("uniform", "50%", {}),
+    ("vispruner+fastv", "40%", {}),
+]
+FEW = [METHODS[0], METHODS[3], METHODS[6]]  # a stage at every kind of place
+
+
+def named(case) -> str:
+    return case[0] + ("-decoder" if "encoder" in case[2] else "")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    return tiny.build(name)
+
+
+def one(name, seed=1, after=7, **size):
+    return tiny.inputs(name, [[tiny.text(seed, 5), tiny.picture(name, seed, **size), tiny.text(seed + 50, after)]])
+
+
+def logits(model, given, **more):
+    with torch.no_grad():
+        return model(**given, **more).logits
+
+
+def extend(name, given, new):
+    """The same prompt with more ids behind it, for one pass."""
+    ids = torch.cat([given["input_ids"], new], dim=1)
+    out = {**given, "input_ids": ids}
+    out["attention_mask"] = torch.cat([given["attention_mask"], torch.ones_like(new)], dim=1)
+    if "mm_token_type_ids" in given:
+        zeros = torch.zeros_like(new, dtype=given["mm_token_type_ids"].dtype)
+        out["mm_token_type_ids"] = torch.cat([given["mm_token_type_ids"], zeros], dim=1)
+    return out
+
+
+def cached_is_one_pass(model, name, given, count=5):
+    """Greedy decoding with a cache against one forward over prompt and answer; returns the answer."""
+    out = model.generate(
+        **given, max_new_tokens=count, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    new = out.sequences[:, given["input_ids"].shape[1] :]
+    whole = logits(model, extend(name, given, new), use_cache=False)
+    for step, found in enumerate(out.logits):
+        assert (whole[:, step - count - 1] - found).abs().max() <= BOUND
+    return new
+
+
+@pytest.mark.parametrize(
+    "settings", [("none", None, {}), ("vispruner", "100%", {}), ("visiondrop", "100%", {"encoder": "off"})]
+)
+def test_nothing_pruned_is_the_stock_model(model, name, settings):
+    method, tokens, options = settings
+    given = one(name)
+    stock, answer = logits(model, given), model.generate(**given, max_new_tokens=4, do_sample=False)
+    with visiondrop.apply(model, method, tokens, **options):
+        assert torch.equal(logits(model, given), stock)
+        assert torch.equal(model.generate(**given, max_new_tokens=4, do_sample=False), answer)
+    with visiondrop.apply(model, "visiondrop", "50%"):
+        assert logits(model, given).shape != stock.shape
+    assert torch.equal(logits(model, given), stock)
+    assert not model._forward_pre_hooks and "generate" not in model.__dict__
+
+
+@pytest.mark.parametrize("case", METHODS, ids=named)
+def test_cached_decoding_is_one_pass(model, name, case):
+    method, tokens, options = case
+    with visiondrop.apply(model, method, tokens, report=True, **options) as handle:
+        given = one(name)
+        cached_is_one_pass(model, name, given)
+        counts = handle.report.tokens_per_layer[0]
+        picture = int((given["input_ids"] == tiny.IMAGE).sum())
+        assert counts == [s for s in counts if s <= picture] and counts[-1] < picture
+        mean = sum(counts) / len(counts)
+        share = float(tokens[:-1]) / 100
+        # PyramidDrop and FastV round their counts down, as the official codes do; the others meet a share from above.
+        assert mean >= share * picture - (1 if method in ("pyramiddrop", "fastv") else 1e-6)
+        assert mean <= share * picture + (6 if method == "sparsevlm" else 4)
+
+
+@pytest.mark.parametrize("case", METHODS, ids=named)
+def test_a_batch_equals_its_rows_alone(model, name, case):
+    method, tokens, options = case
+    rows = [
+        [tiny.text(1, 5), tiny.picture(name, 1), tiny.text(2, 9)],
+        [tiny.text(3, 2), tiny.picture(name, 4, 8, 8), tiny.text(5, 4), tiny.picture(name, 6), tiny.text(7, 3)],
+        [tiny.text(8, 6)],
+    ]
+    with visiondrop.apply(model, method, tokens, **options):
+        alone = [logits(model, tiny.inputs(name, [row]))[0, -1] for row in rows]
+        for side in ("left", "right"):
+            given = tiny.inputs(name, rows, side)
+            together = logits(model, given)
+            for row, found, expected in zip(range(3), together, alone):
+                assert (found[-1] - expected).abs().max() <= BOUND, (side, row)
+
+
+@pytest.mark.parametrize("case", METHODS, ids=named)
+def test_videos_and_pictures_together(model, name, case):
+    if name == "internvl":
+        pytest.skip("InternVL's frames are pictures")
+    method, tokens, options = case
+    with visiondrop.apply(model, method, tokens, report=True, **options) as handle:
+        only = tiny.inputs(name, [[tiny.text(1, 4), tiny.video(name, 2, 3), tiny.text(3, 6)]])
+        cached_is_one_pass(model, name, only)
+        assert len(handle.report.tokens_per_layer) == (3 if name.startswith("qwen3") else 1)
+        row = [tiny.text(1, 4), tiny.picture(name, 3), tiny.text(2, 3), tiny.video(name, 2), tiny.text(3, 6)]
+        cached_is_one_pass(model, name, tiny.inputs(name, [row]))
+
+
+@pytest.mark.parametrize("case", FEW, ids=named)
+def test_beams_and_assisted_decoding(model, name, case):
+    method, tokens, options = case
+    given = one(name)
+    with visiondrop.apply(model, method, tokens, **options):
+        settings = dict(max_new_tokens=4, num_beams=3, do_sample=False)
+        beams = model.generate(**given, **settings)
+        assert torch.equal(model.generate(**given, **settings, use_cache=False), beams)
+        greedy = model.generate(**given, max_new_tokens=8, do_sample=False)
+        looked_up = model.generate(**given, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=2)
+        assert torch.equal(looked_up, greedy)
+
+
+@pytest.mark.parametrize("case", FEW, ids=named)
+def test_a_second_turn_continues_the_first(model, name, case):
+    method, tokens, options = case
+    given, more = one(name), torch.tensor([tiny.text(99, 6)])
+    with visiondrop.apply(model, method, tokens, **options) as handle:
+        cache = DynamicCache(config=model.config.text_config)
+        first = model.generate(**given, max_new_tokens=3, do_sample=False, **{CACHE: cache})
+        turn = extend(name, given, torch.cat([first[:, given["input_ids"].shape[1] :], more], dim=1))
+        text = {k: turn[k] for k in ("input_ids", "attention_mask")}
+        second = model.generate(**text, max_new_tokens=4, do_sample=False, **{CACHE: cache})
+        scratch = model.generate(**turn, max_new_tokens=4, do_sample=False)
+        assert torch.equal(second, scratch)
+        handle.reset()
+
+
+def test_two_threads_do_not_disturb_each_other(model, name):
+    prompts = [one(name, seed) for seed in (1, 2)]
+    with visiondrop.apply(model, "visiondrop", "50%"):
+        expected = [model.generate(**given, max_new_tokens=6, do_sample=False) for given in prompts]
+        found: dict[int, list] = {0: [], 1: []}
+
+        def work(which):
+            for _ in range(4):
+                found[which].append(model.generate(**prompts[which], max_new_tokens=6, do_sample=False))
+
+        threads = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    if name not in tiny.QWEN:  # Qwen's own classes keep one `rope_deltas` per model, stock or not
+        assert all(torch.equal(out, expected[which]) for which in found for out in found[which])
+
+
+def entering(model, given):
+    """What the language model is called with."""
+    seen = {}
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    logits(model, given)
+    hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("case", [METHODS[2], METHODS[3], METHODS[5]], ids=named)
+def test_kept_tokens_by_hand_through_the_stock_stack(model, name, case):
+    """What enters the language model in a stock forward, cut to the kept tokens by hand, gives the same logits."""
+    method, tokens, options = case
+    given = one(name)
+    seen = entering(model, given)
+    with visiondrop.apply(model, method, tokens, report=True, **options) as handle:
+        ours, stage = logits(model, given), handle.report.stages[0]
+    kept = stage.kept(0)
+    places = (given["input_ids"][0] == tiny.IMAGE).nonzero()[:, 0]
+    after = torch.arange(int(places[-1]) + 1, given["input_ids"].shape[1])
+    order = torch.cat([torch.arange(int(places[0])), places[kept], after])
+    states = seen["inputs_embeds"].clone()
+    states[0, places[kept]] = stage.hidden[0]  # merged tokens stand at their references' places
+    # Plain positions count what is left ("entry", "compact"); M-RoPE's stay.
+    positions = seen["position_ids"][..., order] if name in tiny.QWEN else torch.arange(len(order))[None]
+    more = {}
+    if seen.get("deepstack_visual_embeds"):
+        features = [merge_by_hand(stage, f) for f in seen["deepstack_visual_embeds"]]
+        more = {"visual_pos_masks": seen["visual_pos_masks"][:, order], "deepstack_visual_embeds": features}
+    with torch.no_grad():
+        out = model.model.language_model(
+            inputs_embeds=states[:, order], position_ids=positions, use_cache=False, **more
+        ).last_hidden_state
+        by_hand = model.lm_head(out)
+    assert (by_hand - ours).abs().max() <= BOUND
+    assert torch.allclose(merge_by_hand(stage, seen["inputs_embeds"][0, places]), stage.hidden[0], atol=1e-6)
+
+
+def merge_by_hand(stage, rows):
+    """[n, D] of all tokens -> [m, D] of the kept ones: a contextual token is its reference plus the mean of its members."""
+    references = stage.reference[0].tolist()
+    merged = list(zip(stage.merged[0].tolist(), stage.assignment[0].tolist()))
+    out = []
+    for token in stage.kept(0).tolist():
+        value = rows[token]
+        members = [rows[m] for m, at in merged if token in references and references[at] == token]
+        out.append(value + torch.stack(members).mean(0) if members else value)
+    return torch.stack(out)
+
+
+def test_encoder_scores_are_the_towers_attention(name):
+    """Against the maps of eager attention, in the order of the tokens."""
+    model = tiny.build(name, attn="eager")
+    given, maps = one(name), []
+    with visiondrop.apply(model, "visionzip", "50%", report=True) as handle:
+        layer = scored_attention(model, name)
+        logits(model, given)
+        found = handle.report.stages[0].scores[0]
+    eager = getattr(sys.modules[type(layer).__module__], "eager_attention_forward", None)
+    eager = ALL_ATTENTION_FUNCTIONS.get_interface("eager", eager)
+
+    def keep(module, query, key, value, *args, **kwargs):
+        out = eager(module, query, key, value, *args, **kwargs)
+        if module is layer:
+            maps.append(out[1])
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[type(layer).__module__], "eager_attention_forward", keep)
+        logits(model, given)
+    first = int(name == "internvl")
+    received = torch.cat([m[:, :, first:, first:].mean((1, 2)).flatten() for m in maps])
+    expected = patches_to_tokens(model, name, received, given)
+    assert found.shape == expected.shape and (found - expected).abs().max() <= 1e-6
+
+
+def scored_attention(model, name):
+    inner = model.model
+    if name == "qwen2_5_vl":
+        return inner.visual.blocks[1].attn  # the last with full attention
+    if name in tiny.QWEN:
+        return inner.visual.blocks[-1].attn
+    return (
+        inner.vision_tower.encoder.layer[-1].attention
+        if name == "internvl"
+        else inner.vision_tower.encoder.layers[-1].self_attn
+    )
+
+
+def patches_to_tokens(model, name, numbers, given):
+    """Mean over the patches of a token, by arithmetic of its own."""
+    if name == "qwen2_5_vl":  # 2 x 2 patches side by side, windows of 2 x 2 tokens one after the other
+        rows, columns = given["image_grid_thw"][0, 1:].tolist()
+        tokens = numbers.view(-1, 4).mean(1)
+        out, at = torch.zeros(rows // 2, columns // 2), 0
+        for top in range(0, rows // 2, 2):
+            for left in range(0, columns // 2, 2):
+                for row in range(top, min(top + 2, rows // 2)):
+                    for column in range(left, min(left + 2, columns // 2)):
+                        out[row, column] = tokens[at]
+                        at += 1
+        return out.flatten()
+    if name in tiny.QWEN:
+        return numbers.view(-1, 4).mean(1)
+    if name == "internvl":
+        tiles = numbers.view(-1, 4, 4)
+        pooled = torch.nn.functional.avg_pool2d(tiles[:, None], 2)[:, 0]
+        return pooled.flatten()
+    return onevision_by_hand(numbers, given)
+
+
+def onevision_by_hand(numbers, given):
+    height, width = given["image_sizes"][0].tolist()
+    tiles = numbers.view(-1, 4, 4)
+    rows, columns = {112: 2, 56: 1}[height], 3 if width > 112 else 2
+    assert len(tiles) == 1 + rows * columns
+    canvas = tiles[1:].view(rows, columns, 4, 4).permute(0, 2, 1, 3).reshape(rows * 4, columns * 4)
+    assert canvas.shape == (height // 14, width // 14)  # nothing to cut off
+    lines = torch.cat([canvas, torch.zeros(len(canvas), 1)], dim=1)
+    return torch.cat([tiles[0].flatten(), lines.flatten()])
+
+
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "visiondrop"])
+def test_decoder_scores_are_eager_maps(name, method):
+    """The first decoder stage against the attention map of the layer it asks, computed by the stock model."""
+    model = tiny.build(name, attn="eager")
+    given = one(name)
+    options = {"encoder": "off", "layers": (2, 4, 6)} if method == "visiondrop" else {}
+    stock = model(**given, output_attentions=True)
+    places = (given["input_ids"][0] == tiny.IMAGE).nonzero()[:, 0]
+    with visiondrop.apply(model, method, "60%", report=True, **options) as handle:
+        stage, plan = None, handle.plan
+        logits(model, given)
+        stage = handle.report.stages[0]
+    probe = plan.stages[0].probe
+    weights = stock.attentions[probe][0].mean(0)
+    expected = weights[places][:, places].mean(0) if method == "visiondrop" else weights[-1, places]
+    assert (stage.scores[0] - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("method, tokens", [("none", None), ("uniform", "50%")])
+def test_flops_are_those_counted(name, method, tokens):
+    """Difference 0: tower with its windows, merger or projector, decoder, head."""
+    model, given = tiny.build(name, attn="eager"), one(name)
+    if name == "qwen3_vl_moe":
+        model.set_experts_implementation("eager")  # the counter does not know grouped products
+    shape = entered_shape(model, given)
+    with visiondrop.apply(model, method, tokens) as handle:
+        plan = handle.plan_for(shape)
+        text = int((given["input_ids"] != tiny.IMAGE).sum())
+        with FlopCounterMode(display=False) as counter:
+            logits(model, given)
+        ledger = plan.ledger(handle.dims, text)
+    assert ledger.flops == counter.get_total_flops()
+
+
+def entered_shape(model, given):
+    """The shape of the picture in `given`."""
+    with visiondrop.apply(model, "random", "50%") as handle, pytest.MonkeyPatch.context() as patch:
+        shapes, pruner = [], handle._pruner
+        stock = pruner.plan_for
+        patch.setattr(pruner, "plan_for", lambda shape: (shapes.append(shape), stock(shape))[1])
+        logits(model, given)
+    return next(shape for shape in shapes if shape != handle._pruner.shape)
+
+
+def test_what_would_be_wrong_is_refused(model, name):
+    given = one(name)
+    tokens = int((given["input_ids"] == tiny.IMAGE).sum())
+    if name in tiny.QWEN:  # an ordinary picture has 1,024 tokens, this one has 24
+        with visiondrop.apply(model, "visionzip", tokens + 1):
+            with pytest.raises(VisionDropError, match="the image's own count"):
+                logits(model, given)
+    with visiondrop.apply(model, "visiondrop", "50%"):
+        cut = {**given, "input_ids": given["input_ids"].clone()}
+        cut["input_ids"][0, 8] = 5  # one placeholder is missing
+        with pytest.raises((VisionDropError, ValueError)):
+            logits(model, cut)
+        logits(model, given)
+    with pytest.raises(UnsupportedError):
+        copy.deepcopy(visiondrop.apply(model, "visiondrop", "50%"))
+    visiondrop.apply(model, "none").remove()
