@@ -10,19 +10,19 @@ A run is named by its folder, by the folder's name or by its 12-digit id below -
 
 import argparse
 import json
-import math
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from eval import benchmarks
 from eval.benchmarks import Benchmark
-from eval.driver import evaluate
 from eval.errors import EvaluationError
 from eval.files import ROOT
+from eval.results.folder import RunFiles
 from eval.scoring import scores
 from visiondrop.errors import command_line
 
@@ -55,7 +55,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     try:
         row = json.loads((folder / "row.json").read_text(encoding="utf-8"))
-        return row, evaluate.read_samples(folder)
+        return row, RunFiles(folder).samples()
     except (OSError, ValueError, KeyError) as error:
         raise EvaluationError(
             f"{folder} holds no whole run ({type(error).__name__}): row.json or samples.jsonl is missing or damaged"
@@ -111,18 +111,7 @@ def of_metric(
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided exact p-value of McNemar's test: a fair coin on the discordant questions."""
-    n, k = only_a + only_b, min(only_a, only_b)
-    if n == 0:
-        return 1.0
-    tail = sum(math.comb(n, i) for i in range(k + 1))
-    return min(1.0, float(2 * tail / 2**n)) if n < 1000 else min(1.0, math.exp(_log_tail(n, k) + math.log(2)))
-
-
-def _log_tail(n: int, k: int) -> float:
-    """log P(X <= k) for a binomial with p = 1/2, without huge integers."""
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
-    top = max(logs)
-    return top + math.log(sum(math.exp(x - top) for x in logs))
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def _arrays(parts: scores.Terms, clusters: dict[Any, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval.driver.folder import now
 from eval.errors import EvaluationError
 from eval.files import ROOT
 from eval.results import rows
+from eval.results.folder import now
 from visiondrop.errors import command_line
 
 METRIC = "server_score"

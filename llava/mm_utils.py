@@ -18,7 +18,7 @@ from transformers import StoppingCriteria
 
 from llava.anyres import process_anyres_image
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import VisionDropError, first_line
 
 # What PIL's decoders raise on damaged data, besides UnidentifiedImageError (an OSError).
 _DECODING_ERRORS = (
@@ -58,7 +58,7 @@ def open_image(source: Any) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     except _DECODING_ERRORS as error:
         raise VisionDropError(
-            f"Could not decode {name}: it is corrupt, cut short or not an image ({_first_line(error)}); replace the "
+            f"Could not decode {name}: it is corrupt, cut short or not an image ({first_line(error)}); replace the "
             "file."
         ) from error
     return _to_rgb(image, name)
@@ -71,11 +71,6 @@ def _load_whole(image):
         image.load()
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
-
-
-def _first_line(error):
-    """The first line of an exception's message, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
 
 
 def _to_rgb(image, name="an image"):
@@ -97,7 +92,7 @@ def _to_rgb(image, name="an image"):
         return image.convert("RGB")
     except _DECODING_ERRORS as error:
         raise VisionDropError(
-            f"Could not convert {name} from mode {image.mode} to RGB ({_first_line(error)}); save it as an RGB file."
+            f"Could not convert {name} from mode {image.mode} to RGB ({first_line(error)}); save it as an RGB file."
         ) from error
 
 

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 import visiondrop
-from eval.models.lmms_model import LlavaVisionDrop
+from eval.models.llava import LlavaVisionDrop
+from eval.settings import ModelSettings
 from tests.eval.test_checkpoint import write_answering_checkpoint
 from tests.support import models, video_models
 from visiondrop.__main__ import main
@@ -130,7 +131,7 @@ def test_ask_refuses_before_anything_is_loaded(tmp_path, capsys):
 
 def test_the_evaluation_names_the_question(tmp_path):
     write_answering_checkpoint(tmp_path / "words")
-    lm = LlavaVisionDrop(str(tmp_path / "words"), device="cpu", method="none")
+    lm = LlavaVisionDrop(ModelSettings(model=str(tmp_path / "words"), device="cpu", method="none"))
     lm.task_dict = {"toy": {"test": list(range(3))}}
 
     def asked(text, count):

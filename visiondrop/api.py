@@ -140,6 +140,7 @@ def apply(
     fused: bool = False,
     compile: bool = False,
     min_tokens: int = 0,
+    shape: VisualShape | None = None,
     options: dict[str, Any] | None = None,
     **more: Any,
 ) -> Handle:
@@ -157,6 +158,8 @@ def apply(
         compile: `generate` runs greedy answers with static shapes, as CUDA graphs or, on the CPU, with the decoder's layers
             through torch.compile: the same answers, made once per batch size and length.  What has no static shape, and
             a machine without a compiler, runs as ever; one sentence is logged.  For our `llava` class.
+        shape: an ordinary image, where it is not what the model's configuration says (a fixed number of crops): what budgets
+            and `handle.plan` are stated for.
         min_tokens: with a share ("22%") as budget, the fewest tokens a small image is left with.
         options, more: the method's own options, e.g. `score="text"`, `merge="off"`.
 
@@ -168,7 +171,7 @@ def apply(
     """
     adapter = adapter_for(model)
     name, tokens, settings = request(method, tokens, {**(options or {}), **more})
-    pruner = Pruner(name, tokens, settings, adapter.shape(), adapter.dims(), report, chunk, min_tokens)
+    pruner = Pruner(name, tokens, settings, shape or adapter.shape(), adapter.dims(), report, chunk, min_tokens)
     pruner.fused = fused
     previous = handle_of(model)
     if previous is not None:

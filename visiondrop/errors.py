@@ -21,6 +21,11 @@ def closest(name: object, allowed: Iterable[str]) -> str:
     return (f"did you mean {near[0]!r}? " if near else "") + f"allowed are {', '.join(allowed) or 'none'}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without its full stop, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def command_line(main: Callable[..., int]) -> Callable[..., int]:
     """Decorator of a command line's `main`: what cannot be served ends in `error: <sentence>` on stderr and in exit
     code 2.

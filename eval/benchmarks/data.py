@@ -13,6 +13,7 @@ from pathlib import Path
 from eval.benchmarks import Benchmark, DataSource
 from eval.errors import EvaluationError
 from eval.results import fingerprint
+from visiondrop.errors import first_line
 
 
 @contextlib.contextmanager
@@ -170,7 +171,7 @@ def _check_source(benchmark: Benchmark, source: DataSource, data: Path | None) -
         loaded = datasets.load_dataset(source.path, source.config, cache_dir=_cache_folder())
     except Exception as error:  # pyarrow, fsspec, yaml and datasets each raise their own kinds
         raise EvaluationError(
-            f"{named}{where} cannot be loaded: {_first_line(error)}; check its files and README.md",
+            f"{named}{where} cannot be loaded: {first_line(error)}; check its files and README.md",
             "benchmark",
         ) from None
     finally:
@@ -195,7 +196,3 @@ def _check_source(benchmark: Benchmark, source: DataSource, data: Path | None) -
         return "local"
     revisions = {m[1] for url in (split.info.download_checksums or {}) if (m := re.search(r"@([0-9a-f]{40})/", url))}
     return revisions.pop() if len(revisions) == 1 else "unknown"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

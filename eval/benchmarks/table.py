@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from eval.errors import EvaluationError
-from eval.files import ROOT
+from eval.files import ROOT, check_keys
 from visiondrop.errors import closest
 
 TABLE = ROOT / "configs" / "benchmarks.yaml"
@@ -78,21 +78,13 @@ class Benchmark:
             raise EvaluationError(f"--limit {limit}: {self.title} needs {allowed}")
 
 
-def _strict(entry: dict, allowed: set[str], required: set[str], where: str) -> dict:
-    unknown, missing = set(entry) - allowed, required - set(entry)
-    if unknown or missing:
-        wrong = [f"unknown key {k!r}" for k in sorted(unknown)] + [f"missing key {k!r}" for k in sorted(missing)]
-        raise EvaluationError(f"{where}: {', '.join(wrong)}; keys are explained at the top of {TABLE.name}")
-    return entry
-
-
 def _protocol(name: str, title: str, protocol: str, entry: dict[str, Any]) -> Benchmark:
-    where = f"benchmark {name}, protocol {protocol}"
+    where = f"{TABLE.name}, benchmark {name}, protocol {protocol}"
     allowed = {f.name for f in fields(Benchmark)} - {"name", "title", "protocol"}
-    _strict(entry, allowed, allowed - {"group", "upload", "server", "model", "conversation", "drawn"}, where)
+    check_keys(entry, allowed, where, allowed - {"group", "upload", "server", "model", "conversation", "drawn"})
     keys = {f.name for f in fields(DataSource)}
     data = tuple(
-        DataSource(**{**_strict(d, keys, keys, f"{where}, data"), "columns": tuple(d["columns"])})
+        DataSource(**{**check_keys(d, keys, f"{where}, data", keys), "columns": tuple(d["columns"])})
         for d in entry["data"]
     )
     if bool(entry["headline"]) == bool(entry.get("upload")):
@@ -108,8 +100,8 @@ def load(table: Path = TABLE) -> dict[str, dict[str, Benchmark]]:
     raw = yaml.safe_load(table.read_text(encoding="utf-8"))
     out: dict[str, dict[str, Benchmark]] = {}
     for name, entry in raw.items():
-        _strict(entry, {"title", "protocols"}, {"title", "protocols"}, f"benchmark {name}")
-        _strict(entry["protocols"], set(PROTOCOLS), set(), f"benchmark {name}, protocols")
+        check_keys(entry, ("title", "protocols"), f"{table.name}, benchmark {name}", ("title", "protocols"))
+        check_keys(entry["protocols"], PROTOCOLS, f"{table.name}, benchmark {name}, protocols")
         out[name] = {p: _protocol(name, entry["title"], p, e) for p, e in entry["protocols"].items()}
     return out
 

@@ -12,9 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-from eval.driver.evaluate import write_whole
 from eval.errors import EvaluationError
-from eval.results.answers import reason
+from eval.files import reason, write_whole
 from eval.tasks.video_qa import QUESTIONS, find_video
 from visiondrop.errors import command_line
 

@@ -1,1 +1,1 @@
-"""From a command line to finished answers: settings, processes, one process."""
+"""From a command line to finished answers: prepare (checks), drive (one run), process (one process), launch (several)."""

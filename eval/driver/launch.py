@@ -10,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from eval.driver.settings import Settings
 from eval.errors import EvaluationError
 from eval.files import ROOT
+from eval.results.folder import RunFolder
+from eval.settings import Settings
 
 
 def world() -> tuple[int, int]:
@@ -22,7 +23,7 @@ def world() -> tuple[int, int]:
 
 def command(settings: Settings, settings_file: Path) -> list[str]:
     """The command line that starts all processes."""
-    program = ["-m", "eval.driver.evaluate", str(settings_file), str(os.getpid())]
+    program = ["-m", "eval.driver.process", str(settings_file), str(os.getpid())]
     if settings.device == "cpu":
         launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={settings.processes}"]
     else:
@@ -50,7 +51,7 @@ def check(settings: Settings) -> None:
         )
 
 
-def start(settings: Settings) -> None:
+def start(run: RunFolder) -> None:
     """Run all processes to their end.
 
     Their terminal output is passed on until one of them fails; the launcher's own account of a failure goes to
@@ -59,7 +60,7 @@ def start(settings: Settings) -> None:
     Raises:
         EvaluationError: a process failed; the sentence is that process's own.
     """
-    folder = settings.folder
+    settings, folder = run.settings, run.path
     file = folder / "settings.json"
     file.write_text(settings.to_json(), encoding="utf-8")
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)

@@ -182,12 +182,8 @@ def prefill_bytes(model, method: str, shape) -> int:
     import visiondrop
 
     hidden, layout = models.stack_input(model, 1, shape)
-    model.visual_shape = lambda *_: shape
-    try:
-        options = {"encoder": "off"} if method == "visiondrop" else {}
-        visiondrop.apply(model, method, None if method == "none" else shape.tokens // 2, **options)
-    finally:
-        del model.visual_shape
+    options = {"encoder": "off"} if method == "visiondrop" else {}
+    visiondrop.apply(model, method, None if method == "none" else shape.tokens // 2, shape=shape, options=options)
     return memory.peak(lambda: model.model(inputs_embeds=hidden, layout=layout(), use_cache=True), model)
 
 

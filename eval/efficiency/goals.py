@@ -19,8 +19,8 @@ import torch
 from transformers import DynamicCache
 
 import visiondrop
+from llava.constants import IMAGE_TOKEN_INDEX
 from visiondrop.compat import CACHE
-from visiondrop.families import adapter_for
 from visiondrop.plans import flops
 from visiondrop.reuse.prefix import continue_prefix, encode_prefix
 
@@ -104,7 +104,7 @@ def _decoding(model, tokens: int, text: int, steps: int) -> dict[str, Candidate]
     """Decoding on a pruned cache, and without a method on a plain cache of its mean length; both grow alike."""
     native = hasattr(model, "visual_shape")
     stack, pixels = model.model if native else model.model.language_model, models.pictures(model, 1)
-    visual = [-200] if native else [model.config.image_token_id] * 576
+    visual = [IMAGE_TOKEN_INDEX] if native else [model.config.image_token_id] * 576
     ids = torch.tensor([[*range(3, 3 + models.BEFORE), *visual, *range(3, 3 + text - models.BEFORE)]])
     images = {"images": pixels} if native else {"pixel_values": pixels}
     plain, pruned = DynamicCache(config=stack.config), DynamicCache(config=stack.config)
@@ -112,17 +112,14 @@ def _decoding(model, tokens: int, text: int, steps: int) -> dict[str, Candidate]
         stack(inputs_embeds=torch.randn(1, text + tokens, stack.config.hidden_size), **{CACHE: plain})
         handle = visiondrop.apply(model, "visiondrop", tokens)
         model(input_ids=ids, **{CACHE: pruned}, **images)
-    token, pruner, undo = torch.tensor([[7]]), handle._pruner, handle.remove
+    token = torch.tensor([[7]])
 
     def on() -> None:
-        nonlocal undo
-        undo()
-        undo = adapter_for(model).attach(pruner)
+        nonlocal handle
+        handle = visiondrop.apply(model, "visiondrop", tokens)
 
     def off() -> None:
-        nonlocal undo
-        undo()
-        undo = bool
+        handle.remove()
 
     def run(cache) -> None:
         for _ in range(steps):

@@ -26,7 +26,6 @@ def measure(model: nn.Module, cases: list[Case], batch: int, rounds: int, steps:
     captured: dict[Case, bool] = {}
     for case in cases:
         bench.apply(case)
-        pruner = model.pruner
         generator = StaticGenerator(model)
         with torch.inference_mode():
             prompts = Prompts.read(model, ids, None, pixels, None)
@@ -35,8 +34,8 @@ def measure(model: nn.Module, cases: list[Case], batch: int, rounds: int, steps:
             static.decode(1)
         captured[case] = not generator.failed
 
-        def on(pruner=pruner) -> None:
-            model.model.pruner = model.get_vision_tower().pruner = pruner
+        def on(case=case) -> None:
+            bench.apply(case)
 
         def again(on=on, static=static) -> None:
             on()
@@ -55,7 +54,7 @@ def measure(model: nn.Module, cases: list[Case], batch: int, rounds: int, steps:
             lambda static=static, prompts=prompts: static.start(prompts), on
         )
         stepping = bench.decode(case)
-        candidates[case, "decode", "eager"] = Candidate(stepping.run, _both(on, stepping.prepare), steps)
+        candidates[case, "decode", "eager"] = Candidate(stepping.run, stepping.prepare, steps)
         candidates[case, "decode", "static"] = Candidate(replay, again, steps)
     times = interleave(candidates, rounds, model.device)
     return [
@@ -73,11 +72,3 @@ def measure(model: nn.Module, cases: list[Case], batch: int, rounds: int, steps:
         }
         for case in cases
     ]
-
-
-def _both(first, second):
-    def run() -> None:
-        first()
-        second()
-
-    return run

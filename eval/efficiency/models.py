@@ -9,6 +9,7 @@ from transformers import LlavaConfig as HubConfig
 from transformers.masking_utils import create_causal_mask
 
 from llava.config import LlavaConfig
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from visiondrop.compat import CACHE
 from visiondrop.plans.plan import Plan
@@ -91,7 +92,7 @@ def prompts(
     """([rows, before + 1 + after] ids with one placeholder each, [rows, 3, 336, 336] pixels)."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, model.config.vocab_size, (rows, before + 1 + after), generator=draw)
-    ids[:, before] = -200
+    ids[:, before] = IMAGE_TOKEN_INDEX
     return ids.to(model.device), pictures(model, rows, seed)
 
 

@@ -18,7 +18,7 @@ from visiondrop.compat import CACHE
 from visiondrop.methods.registry import make_plan
 from visiondrop.plans.plan import Plan
 from visiondrop.plans.shape import VisualShape
-from visiondrop.pruner import current_choice, current_pruner
+from visiondrop.pruner import current_choice
 from visiondrop.reuse.prefix import Prefix
 from visiondrop.tower.stage import Eyes, encode, look, reduce
 from visiondrop.tower.units import Picture
@@ -74,14 +74,8 @@ class Bench:
         return make_plan("none" if case.method == STOCK else case.method, case.tokens, self.shape, {})
 
     def apply(self, case: Case) -> None:
-        """Switch the model to `case`."""
-        if self.shape.units == 1:
-            visiondrop.apply(self.model, case.method, case.tokens)
-            return
-        # The model's ordinary image is one crop; budgets here are stated for all crops of `shape`.
-        self.model.visual_shape = lambda *_: self.shape
-        visiondrop.apply(self.model, case.method, case.tokens)
-        del self.model.visual_shape
+        """Switch the model to `case`; budgets are stated for all crops of `shape`."""
+        visiondrop.apply(self.model, case.method, case.tokens, shape=self.shape)
 
     def encode(self, case: Case) -> Candidate:
         """Tower, encoder stage and projector."""
@@ -127,12 +121,11 @@ class Bench:
         if case.method != STOCK:
             self.apply(case)
         with torch.inference_mode():
-            pruner = current_pruner(model)
             prefix = Prefix(self._prefilled(case)[0], self.token, current_choice(model))
 
         def prepare() -> None:
             if case.method != STOCK:
-                model.model.pruner = pruner
+                self.apply(case)
             held["cache"] = prefix.rows(self.batch)
 
         def run() -> None:

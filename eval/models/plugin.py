@@ -1,34 +1,36 @@
-"""Registers our model with lmms-eval from outside its tree, under the id `llava_visiondrop`.
+"""Registers our models with lmms-eval from outside its tree, and says which one a run wants.
 
 From a checkout, lmms-eval's own command line with our model registered:
 
     python -m eval.models.plugin --model llava_visiondrop --model_args pretrained=PATH,method=visiondrop,tokens=64 --tasks gqa
 """
 
-MODEL_ID = "llava_visiondrop"
-CLASS_PATH = "eval.models.lmms_model.LlavaVisionDrop"
+from eval.settings import ModelSettings
+
+LLAVA = "llava_visiondrop"
+CLASSES = {LLAVA: "eval.models.llava.LlavaVisionDrop"}  # lmms-eval's name of a model -> its class
 
 
-def manifest():
-    """lmms-eval's description of our model."""
+def chosen(settings: ModelSettings) -> tuple[str, type]:
+    """lmms-eval's name and the class of the model that answers under `settings`."""
+    return LLAVA, model_class(LLAVA)
+
+
+def model_class(name: str) -> type:
+    """One of our classes, as lmms-eval's own registry finds it."""
+    from lmms_eval.models import MODEL_REGISTRY_V2, get_model
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(MODEL_ID, simple_class_path=CLASS_PATH)
-
-
-def model_class() -> type:
-    """Our class as lmms-eval's own registry finds it."""
-    from lmms_eval.models import MODEL_REGISTRY_V2, get_model
-
-    MODEL_REGISTRY_V2.register_manifest(manifest(), overwrite=True)
-    return get_model(MODEL_ID)
+    MODEL_REGISTRY_V2.register_manifest(ModelManifest(name, simple_class_path=CLASSES[name]), overwrite=True)
+    return get_model(name)
 
 
 def main() -> None:
     """lmms-eval's command line."""
     from lmms_eval.__main__ import cli_evaluate
 
-    model_class()
+    for name in CLASSES:
+        model_class(name)
     cli_evaluate()
 
 

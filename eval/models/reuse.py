@@ -17,8 +17,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from eval.errors import EvaluationError
-from llava.constants import IMAGE_TOKEN_INDEX
-from llava.mm_utils import tokenizer_image_token
+from eval.models.request import Request, pictures
 from visiondrop.pruner import current_choice
 from visiondrop.reuse.prefix import Prefix, continue_prefix, encode_prefix, prefill, refuse_text_guided
 from visiondrop.reuse.store import PrefixStore, fingerprint
@@ -87,12 +86,11 @@ class ImageReuse:
     def key(self, request: Instance) -> str:
         """Equal for requests whose prompts are equal up to and including the last image; "" without an image."""
         if id(request) not in self._keys:
-            images = self.lm._images(request)
-            prefix, question = self._split(request, images)
-            known_by = [getattr(image, "path", image) for image in images]  # videos are files, decoded later
-            key = fingerprint(*known_by, prefix) if prefix and question else ""
-            alone = not key or len(images) != 1 or not hasattr(images[0], "size")
-            self._keys[id(request)], self._kinds[key] = key, None if alone else (*prefix, *images[0].size)
+            made = self.lm.request(request)
+            known_by = [getattr(image, "path", image) for image in made.images]  # videos are files, decoded later
+            key = fingerprint(*known_by, made.before) if made.before and made.behind else ""
+            alone = not key or len(made.images) != 1 or made.sizes == [None]
+            self._keys[id(request)], self._kinds[key] = key, None if alone else (*made.before, *made.sizes[0])
         return self._keys[id(request)]
 
     def join(self, batches: list[list[str]], by_key: dict[str, Instance], most: int) -> list[list[str]]:
@@ -122,38 +120,26 @@ class ImageReuse:
     def answer(self, requests: list[Instance], settings: dict[str, Any]) -> list[str]:
         """Answers of requests of one key, or of keys that `join` put together; they share their generation settings."""
         lm = self.lm
-        pad = lm.tokenizer.pad_token_id
-        pad = lm.tokenizer.eos_token_id if pad is None else pad
-        keys = list(dict.fromkeys(map(self.key, requests)))
-        images = {key: lm._images(next(r for r in requests if self.key(r) == key)) for key in keys}
-        prefix = self._single(requests[0], images[keys[0]]) if len(keys) == 1 else self._several(requests, images)
-        rows = [self._split(request, images[self.key(request)])[1] for request in requests]
-        new = continue_prefix(lm.model, prefix, rows, pad_token_id=pad, **settings)
+        keys, behind = [self.key(request) for request in requests], []
+        first: dict[str, Request] = {}  # of every image, so that each is decoded once
+        for key, request in zip(keys, requests):
+            made = lm.request(request, first[key].images if key in first else None)
+            first.setdefault(key, made)
+            behind.append(made.behind)
+        prefix = self._single(keys[0], first[keys[0]]) if len(first) == 1 else self._several(keys, first)
+        new = continue_prefix(lm.model, prefix, behind, pad_token_id=lm.pad_id, **settings)
         return lm.tokenizer.batch_decode(new, skip_special_tokens=True)
 
-    def _several(self, requests: list[Instance], images: dict[str, list]) -> JoinedPrefix:
+    def _several(self, keys: list[str], first: dict[str, Request]) -> JoinedPrefix:
         """One cache for the images of a joined batch; it is not held, all their questions are in the batch."""
-        keys, flat = list(images), [image for row in images.values() for image in row]
-        owners = tuple(keys.index(self.key(request)) for request in requests)
-        ids = self._split(requests[0], images[keys[0]])[0]
-        pixels = self.lm._pixels(flat, requests)
-        return encode_together(self.lm.model, ids, owners, images=pixels, image_sizes=[image.size for image in flat])
+        order, requests = list(first), list(first.values())
+        owners = tuple(order.index(key) for key in keys)
+        return encode_together(self.lm.model, requests[0].before, owners, **pictures(requests))
 
-    def _single(self, request: Instance, images: list) -> Prefix:
+    def _single(self, key: str, request: Request) -> Prefix:
         """The prefix of one image, from the store if it is there."""
-        lm, key = self.lm, self.key(request)
         prefix = self.prefixes.get(key)
         if prefix is None:
-            ids = torch.tensor([self._split(request, images)[0]], device=lm.device)
-            sizes = [getattr(image, "size", None) for image in images]
-            made = encode_prefix(lm.model, ids, images=lm._pixels(images, [request]), image_sizes=sizes)
-            prefix = self.prefixes.put(key, made)
+            ids = torch.tensor([request.before], device=self.lm.device)
+            prefix = self.prefixes.put(key, encode_prefix(self.lm.model, ids, **pictures([request])))
         return prefix
-
-    def _split(self, request: Instance, images: list) -> tuple[list[int], list[int]]:
-        """Ids up to and including the last image, and those behind it."""
-        ids = list(
-            tokenizer_image_token(self.lm._prompt(request.args[0], images), self.lm.tokenizer, IMAGE_TOKEN_INDEX)
-        )
-        behind = ids[::-1].index(IMAGE_TOKEN_INDEX) if IMAGE_TOKEN_INDEX in ids else len(ids)
-        return ids[: len(ids) - behind], ids[len(ids) - behind :]

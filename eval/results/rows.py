@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import EvaluationError
-from eval.results.answers import reason, write_fully
+from eval.files import reason, write_fully
+from eval.settings import added_row_fields, row_fields
 from visiondrop.errors import command_line
 
 SCHEMA = 1
@@ -31,21 +32,12 @@ FIELDS: dict[str, tuple[tuple, str]] = {
     "schema": ((int,), "version of this format"),
     "run": ((str,), "identity of the run: hash of everything that can change an answer"),
     "folder": ((str,), "name of the run's folder, where the single answers lie"),
-    "benchmark": ((str,), "name in configs/benchmarks.yaml"),
-    "protocol": ((str,), "offline or paper; rows are compared within one protocol only"),
-    "task": ((str,), "lmms-eval task"),
+    **row_fields(),
     "split": ((str,), "split of the data set"),
-    "model": ((str,), "hub id, or name of the checkpoint folder"),
-    "model_fingerprint": ((str,), "of the checkpoint's configuration and weights, or the hub revision"),
-    "data": ((str,), "hub, or the fingerprint of the local files"),
     "questions": ((str,), "fingerprint of all (document, prompt, target)"),
-    "method": ((str,), "pruning method; none is a method"),
-    "tokens": ((int, None), "budget: mean visual tokens per LLM layer; null with explicit settings"),
-    "options": ((dict,), "options given to the method"),
     "ledger": ((dict,), "tokens per layer, mean, cache entries, FLOPs"),
     "n": ((int,), "questions answered"),
     "n_full": ((int, None), "questions of the full split, as published"),
-    "limit": ((int, None), "--limit"),
     "partial": ((bool,), "a --limit was given: never enters a table"),
     "score": ((*NUMBER, None), "headline score; null where a server scores"),
     "metrics": ((dict,), "every number lmms-eval gave"),
@@ -54,19 +46,8 @@ FIELDS: dict[str, tuple[tuple, str]] = {
     "missing": ((list,), "headline metrics for which the data held no question"),
     "upload": ((list,), "upload files below the run's folder"),
     "server": ((str, None), "who scored or will score it: a benchmark's server or a judge; null where we did"),
-    "dtype": ((str,), "of the weights"),
-    "attention": ((str,), "attention implementation"),
     "device": ((str,), "cpu or cuda"),
     "device_name": ((str,), "processor or card"),
-    "batch_size": ((int,), "questions per generate call"),
-    "reuse": ((str,), "--reuse: off, or on: the questions of an image shared its pruned cache"),
-    "compile": (
-        (str,),
-        "--compile: off, on; partly or eager where some or all answers of the last session had no static shape",
-    ),
-    "processes": ((int,), "data-parallel processes of the last session"),
-    "seed": ((int,), "of Python, numpy and torch"),
-    "conversation": ((str,), "conversation template"),
     "versions": ((dict,), "python, torch, transformers, lmms_eval, datasets, visiondrop"),
     "commit": ((str,), "git commit of this repository at the end of the run"),
     "dirty": ((bool,), "uncommitted changes"),
@@ -75,7 +56,7 @@ FIELDS: dict[str, tuple[tuple, str]] = {
     "duration": (NUMBER, "seconds of the last session, loading included"),
     "checksum": ((str,), "of the row without this field"),
 }
-ADDED = ("reuse", "compile")  # rows from before these fields are whole without them: how they ran is not recorded
+ADDED = added_row_fields()  # rows from before these fields are whole without them: how they ran is not recorded
 
 
 def checksum(row: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ The protocol is that of Video-ChatGPT and Video-LLaVA (question, right answer an
 returns a small dictionary); the wording is ours.  The judge is any OpenAI-compatible endpoint.  Every reply is stored
 as it comes, so a second start asks only what is missing; a reply that is no verdict is counted and shown, never
 guessed.
+No `openai` client: it follows redirects, which may carry the key elsewhere, and knows nothing of a stop that ends all waits.
 The key is read from the environment variable OPENAI_API_KEY and goes nowhere but into the request's header.
 
     accuracy = yes / (yes + no);  score = mean of the marks, cut to whole numbers, over the readable verdicts
@@ -21,16 +22,17 @@ import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from eval.driver import evaluate
+from eval.benchmarks import Benchmark
 from eval.errors import EvaluationError
 from eval.results.answers import AnswerStore, question_key
+from eval.results.folder import RunFolder
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 WORKERS = 4
@@ -250,19 +252,32 @@ def metrics(verdicts: list[Verdict | None]) -> dict[str, float]:
     }
 
 
-def judge_run(folder: Path, judge: Judge) -> None:
+def judge_of(benchmark: Benchmark, url: str | None, model: str | None) -> Judge | None:
+    """The judge that was named, or None for benchmarks without one; nothing is sent.
+
+    Raises:
+        EvaluationError: a judge is missing, or given where none is needed.
+    """
+    if not benchmark.judged:
+        if url or model:
+            raise EvaluationError(f"--judge-url: {benchmark.title} under protocol {benchmark.protocol} needs no judge")
+        return None
+    if not (url and model):
+        raise EvaluationError(
+            f"{benchmark.title} under protocol {benchmark.protocol} is scored by a judge: give --judge-url and "
+            "--judge-model (or --protocol offline, which compares words)"
+        )
+    return Judge(url, model)
+
+
+def judge_run(folder: RunFolder, judge: Judge) -> None:
     """Add verdicts to the samples of a run and their means to its outcome; what is stored is not asked again."""
-    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    verdicts = judge_samples(lines, judge, folder)
-    for line, verdict in zip(lines, verdicts, strict=True):
-        line["metrics"]["judge_accuracy"] = None if verdict is None else float(verdict.right)
-        line["metrics"]["judge_score"] = None if verdict is None else verdict.mark
-    outcome = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
-    outcome["metrics"] |= metrics(verdicts)
-    evaluate.write_whole(
-        folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    )
-    evaluate.write_whole(folder / "outcome.json", json.dumps(outcome, ensure_ascii=False, indent=1))
+    samples, outcome = folder.lines(), folder.outcome()
+    verdicts = judge_samples(samples, judge, folder.path)
+    for sample, verdict in zip(samples, verdicts, strict=True):
+        sample["metrics"]["judge_accuracy"] = None if verdict is None else float(verdict.right)
+        sample["metrics"]["judge_score"] = None if verdict is None else verdict.mark
+    folder.write(samples, replace(outcome, metrics=outcome.metrics | metrics(verdicts)))
 
 
 def _is_loopback(host: str) -> bool:

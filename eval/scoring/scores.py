@@ -10,6 +10,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from eval.benchmarks import Benchmark
 from eval.errors import EvaluationError
@@ -159,15 +160,16 @@ def interval(parts: Terms) -> tuple[list[float] | None, str]:
         return [low, high], f"bootstrap of {clusters} clusters, {RESAMPLES} resamples, percentile"
     share = low / weights[0]
     if len(parts) == 1 and min(abs(share), abs(share - 1)) < 1e-9:
-        return [float(weights[0] * x) for x in wilson(round(share), clusters)], f"Wilson over {clusters} clusters"
+        return [
+            float(weights[0] * x) for x in wilson(round(share) * clusters, clusters)
+        ], f"Wilson over {clusters} clusters"
     return None, "none: all clusters agree"
 
 
-def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share of n."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, `hits` of n."""
+    found = binomtest(hits, n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def headline(benchmark: Benchmark, metrics: dict[str, float]) -> tuple[float | None, list[str]]:

@@ -21,6 +21,7 @@ from figures.data import settings
 from figures.data.settings import Column, Entry, Variant
 
 NOT_RUN = "not run"
+WHOLE = 1e-6  # a share times its n is a whole number of questions up to this
 SEEDS = ("seed",)  # options in which rows of one entry may differ: their mean is the cell
 
 
@@ -124,7 +125,13 @@ def value_of(row: pd.Series, column: Column) -> tuple[float, float, float, int, 
     n = column.n or int(row["n"])
     if column.factor != 100:  # a share of n questions becomes per cent; other means have no binomial interval
         return column.factor * share, np.nan, np.nan, n, "none"
-    low, high = wilson(share, n)
+    hits = round(share * n)
+    if abs(share * n - hits) > WHOLE:
+        raise EvaluationError(
+            f"run {row['run']} of {column.benchmark}: {column.metric} = {share!r} is no share of {n} questions; give the "
+            "column its own n, or a factor other than 100"
+        )
+    low, high = wilson(hits, n)
     return 100 * share, 100 * low, 100 * high, n, f"Wilson over {n} questions"
 
 

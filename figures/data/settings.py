@@ -10,12 +10,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from eval.driver.settings import number
 from eval.errors import EvaluationError
-from eval.files import ROOT
+from eval.files import ROOT, check_keys
+from eval.settings import number
 from figures.data import paper
 from visiondrop.cli import read_options
-from visiondrop.errors import closest
 from visiondrop.methods.registry import available
 from visiondrop.plans.shape import VisualShape
 
@@ -111,18 +110,11 @@ def label_of(method: str) -> str:
     return method
 
 
-def _strict(entry: dict, allowed: set[str], where: str) -> dict:
-    for key in entry:
-        if key not in allowed:
-            raise EvaluationError(f"{FILE.name}, {where}: unknown key {key!r}; {closest(key, sorted(allowed))}")
-    return entry
-
-
 def _entries(raw: list[dict], where: str) -> tuple[Entry, ...]:
     """One `Entry` per method and budget, in the order of falling budgets."""
     out = []
     for item in raw:
-        _strict(item, {f.name for f in fields(Entry)}, where)
+        check_keys(item, {f.name for f in fields(Entry)}, where)
         options = options_of(item.get("options", []))
         out += [Entry(item["method"], item["label"], t, options, item.get("control", False)) for t in item["tokens"]]
     return tuple(sorted(out, key=lambda e: -e.tokens))
@@ -133,8 +125,8 @@ def _published_entries(table: pd.DataFrame) -> tuple[Entry, ...]:
 
 
 def _variant(name: str, kind: str, title: str, raw: dict) -> Variant:
-    where = f"{name}, {kind}"
-    _strict(raw, {f.name for f in fields(Variant)} - {"name", "kind", "title", "published"} | {"paper"}, where)
+    where = f"{FILE.name}, {name}, {kind}"
+    check_keys(raw, {f.name for f in fields(Variant)} - {"name", "kind", "title", "published"} | {"paper"}, where)
     published = paper.load(raw["paper"]) if "paper" in raw else None
     keys = {f.name for f in fields(Column)}
     return Variant(
@@ -146,7 +138,7 @@ def _variant(name: str, kind: str, title: str, raw: dict) -> Variant:
         layout=raw["layout"],
         shape=VisualShape(**raw["shape"]),
         average=raw["average"],
-        columns=tuple(Column(**_strict(c, keys, f"{where}, columns")) for c in raw["columns"]),
+        columns=tuple(Column(**check_keys(c, keys, f"{where}, columns")) for c in raw["columns"]),
         entries=_published_entries(published) if published is not None else _entries(raw["entries"], where),
         methods=raw.get("methods", "listed"),
         published=published,

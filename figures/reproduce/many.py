@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from eval import run
-from eval.driver import evaluate
+from eval.driver import process
 from eval.errors import REACHES, EvaluationError
 from eval.models.tower_memory import TowerMemory
 
@@ -28,7 +28,7 @@ def _begin(parent: int, jobs: int) -> None:
     import torch
 
     global _memory
-    evaluate.die_with(parent)
+    process.die_with(parent)
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     _memory = TowerMemory()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizer, PreTrainedTokenizerBase
 
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import VisionDropError, first_line
 
 WORD_START = "\u2581"  # SentencePiece writes a space, and the beginning of a text, as this character
 # Protobuf's rule is that later fields win: ModelProto.normalizer_spec (field 3) { add_dummy_prefix (field 3): false }.
@@ -160,7 +160,7 @@ def _from_sentencepiece(folder):
         ) from error
     except _DAMAGE as error:
         raise VisionDropError(
-            f"Could not read tokenizer.model or the settings beside it in {str(folder)!r} ({_first_line(error)}); "
+            f"Could not read tokenizer.model or the settings beside it in {str(folder)!r} ({first_line(error)}); "
             "download them again."
         ) from error
 
@@ -184,7 +184,7 @@ def _from_json(folder, settings):
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except (*_DAMAGE, ImportError) as error:
         raise VisionDropError(
-            f"Could not read the tokenizer in {str(folder)!r} ({_first_line(error)}); download tokenizer.json and "
+            f"Could not read the tokenizer in {str(folder)!r} ({first_line(error)}); download tokenizer.json and "
             "tokenizer_config.json again."
         ) from error
     if isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.Metaspace):
@@ -213,8 +213,3 @@ def _restore_word_start(backend, legacy):
             pre_tokenizers.Metaspace(replacement=WORD_START, prepend_scheme="never", split=False),
         ]
     )
-
-
-def _first_line(error):
-    """The first line of an exception's message, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

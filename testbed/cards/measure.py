@@ -141,7 +141,7 @@ def _hits(weights: Weights, sizes: Sizes, features: torch.Tensor, batch: Batch, 
 
 def wilson(hits: int, total: int) -> list[float]:
     """95 % Wilson interval of a share, as rows hold it."""
-    return [round(end, 4) for end in scores.wilson(hits / total, total)]
+    return [round(end, 4) for end in scores.wilson(hits, total)]
 
 
 def result_rows(right, kinds: list[str], owners: list[int], certificate: dict) -> list[dict]:

@@ -8,8 +8,8 @@ import yaml
 
 from eval import benchmarks, run
 from eval.driver import launch
-from eval.driver.settings import Settings
 from eval.files import ROOT
+from eval.settings import Settings
 
 FILES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 
@@ -67,7 +67,7 @@ def test_launchers(tmp_path):
     from accelerate.commands.launch import launch_command_parser
 
     args = launch_command_parser().parse_args(on_cards[on_cards.index("accelerate.commands.launch") + 1 :])
-    assert args.multi_gpu and args.training_script == "eval.driver.evaluate" and args.num_processes == 2
+    assert args.multi_gpu and args.training_script == "eval.driver.process" and args.num_processes == 2
 
 
 def test_more_processes_than_cards_are_refused():
@@ -85,7 +85,7 @@ def test_sharded_processes_ask_equally_often():
     import torch
     from accelerate import DistributedType
 
-    from eval.models.lmms_model import LlavaVisionDrop
+    from eval.models.llava import LlavaVisionDrop
 
     lm = object.__new__(LlavaVisionDrop)
     lm.batch_size, lm._device, lm.reuse = 2, torch.device("cpu"), None

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from eval import run
-from eval.models import lmms_model
+from eval.models import llava as model_class
 from eval.results import fingerprint, rows
 from llava.anyres import use_layout
 from llava.model.builder import load_pretrained_model
@@ -48,8 +48,8 @@ def place(tmp_path_factory):
 
 @pytest.mark.parametrize("layout, more", [("anyres", ()), ("fixed-2880", ("--layout", "fixed-2880"))])
 def test_the_row_names_the_layout(place, monkeypatch, capsys, layout, more):
-    stock = lmms_model.generation_settings
-    monkeypatch.setattr(lmms_model, "generation_settings", lambda task: stock(task) | {"max_new_tokens": 3})
+    stock = model_class.generation_settings
+    monkeypatch.setattr(model_class, "generation_settings", lambda task: stock(task) | {"max_new_tokens": 3})
     root, model = place
     command = ["pope", "--tokens", "160", "--model", str(model), "--data", str(root / "data"), "--batch-size", "2"]
     command += ["--out", str(root / "rows.jsonl"), "--runs", str(root / "runs"), *more]
@@ -60,7 +60,7 @@ def test_the_row_names_the_layout(place, monkeypatch, capsys, layout, more):
 
 def test_the_plan_is_checked_and_shown_before_loading(place, tmp_path, monkeypatch, capsys):
     root, model = place
-    monkeypatch.setattr(lmms_model.builder, "load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(model_class.builder, "load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
     command = ["pope", "--method", "fastv", "--tokens", "300", "--model", str(model), "--data", str(root / "data")]
     command += ["--out", str(tmp_path / "rows.jsonl"), "--runs", str(tmp_path / "runs")]
     assert run.main(command) == 2 and "not reachable" in capsys.readouterr().err
@@ -80,7 +80,7 @@ SPATIAL = dict(image_aspect_ratio="anyres", mm_patch_merge_type="spatial", image
 @pytest.mark.parametrize("settings, word", [({}, "no LLaVA-NeXT"), (SPATIAL, "image_newline")])
 def test_a_layout_the_checkpoint_cannot_have(place, tmp_path, monkeypatch, capsys, settings, word):
     """A plain LLaVA, and a NeXT without the newline: one sentence before anything is loaded."""
-    monkeypatch.setattr(lmms_model.builder, "load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(model_class.builder, "load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
     model = checkpoints.write_original(tmp_path, layers=4, **settings)
     root, _ = place
     command = ["pope", "--tokens", "64", "--model", str(model), "--data", str(root / "data"), "--layout", "anyres"]

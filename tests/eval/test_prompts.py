@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 import visiondrop
-from eval.models.lmms_model import LlavaVisionDrop
+from eval.models.llava import LlavaVisionDrop
+from eval.settings import ModelSettings
 from llava import adapter
 from llava.checkpoints.tokenizer import load_tokenizer
 from llava.conversation import conv_templates
@@ -25,7 +26,7 @@ def test_three_doors_ask_alike(template, tmp_path, monkeypatch):
     config = SimpleNamespace(conversation_template=template)
 
     evaluation = object.__new__(LlavaVisionDrop)
-    evaluation.conv_template = template
+    evaluation.settings = ModelSettings(model="", conversation=template)
     wanted = tokenizer_image_token(evaluation._prompt(QUESTION, [picture]), tokenizer)
     assert wanted.count(-200) == 1
 

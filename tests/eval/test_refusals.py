@@ -12,6 +12,7 @@ from eval import run
 from eval.benchmarks import data as eval_data
 from eval.benchmarks.data import dataset_cache
 from eval.results import rows
+from eval.results.folder import RunFolder
 from tests.eval.test_answers import fill_disk
 from tests.eval.test_checkpoint import write_answering_checkpoint
 from tests.support import datasets_small as small
@@ -212,7 +213,7 @@ def test_a_run_in_progress_is_not_started_twice(call, shared, tmp_path):
         tmp_path / "runs",
     ]
     settings = run.prepare(run.parser().parse_args(["sqa", "--tokens", "16", *map(str, places)]))
-    with run.locked(settings.folder):
+    with RunFolder(settings).locked():
         assert "going on in another process" in call("sqa", "--tokens", 16)[1]
     assert call("sqa", "--tokens", 16) == (0, "")
 

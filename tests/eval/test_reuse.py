@@ -8,10 +8,11 @@ from PIL import Image
 
 import visiondrop
 from eval import run
-from eval.driver import evaluate
 from eval.models import reuse
-from eval.models.lmms_model import LlavaVisionDrop
+from eval.models.llava import LlavaVisionDrop
 from eval.results import rows
+from eval.results.folder import RunFiles
+from eval.settings import ModelSettings
 from llava.static.generate import NotStatic, StaticGenerator
 from tests.eval.test_checkpoint import write_answering_checkpoint
 from tests.support import datasets_small
@@ -39,7 +40,7 @@ def requests(count=11):
 
 
 def made(checkpoint, **more):
-    lm = LlavaVisionDrop(str(checkpoint), tokens=16, device="cpu", batch_size=4, **more)
+    lm = LlavaVisionDrop(ModelSettings.of(model=str(checkpoint), tokens=16, device="cpu", batch_size=4, **more))
     lm.task_dict = {"toy": {"test": list(range(100))}}
     return lm
 
@@ -90,7 +91,7 @@ def test_the_driver_with_and_without(checkpoint, tmp_path):
             assert run.main([*arguments, "--reuse", reuse_or_not, "--compile", compile_or_not]) == 0
             row = rows.load(out, strict=True)[0][-1]
             assert (row["reuse"], row["compile"]) == (reuse_or_not, compile_or_not)
-            answers.append([s["answer"] for s in evaluate.read_samples(runs / row["folder"])])
+            answers.append([s["answer"] for s in RunFiles(runs / row["folder"]).samples()])
     assert len(answers[0]) == 18 and all(found == answers[0] for found in answers)
     made = rows.load(out, strict=True)[0]
     assert len({row["run"] for row in made}) == 4 and len({row["score"] for row in made}) == 1

@@ -16,12 +16,12 @@ from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor
 import visiondrop
 from eval import run
 from eval.benchmarks.data import dataset_cache
-from eval.driver import evaluate
+from eval.files import ROOT
 from eval.results import rows
+from eval.results.folder import RunFiles
 from tests.eval.test_checkpoint import ANSWERS, ask, load_answering, write_answering_checkpoint
 from tests.support import datasets_small as small
 
-ROOT = run.ROOT
 TAIL = "\nAnswer the question using a single word or phrase."
 POPE_QUESTIONS = 90
 
@@ -57,7 +57,7 @@ class Place:
         )
 
     def samples(self, row) -> list[dict]:
-        return evaluate.read_samples(self.runs / row["folder"])
+        return RunFiles(self.runs / row["folder"]).samples()
 
 
 @pytest.fixture(scope="module")

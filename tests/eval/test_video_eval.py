@@ -8,7 +8,7 @@ import pytest
 from eval import run
 from eval.benchmarks import video_data
 from eval.errors import EvaluationError
-from eval.models import lmms_model
+from eval.models import llava as model_class
 from eval.results import fingerprint, rows
 from eval.tasks import video_qa
 from llava.model.builder import load_pretrained_model
@@ -40,8 +40,8 @@ def place(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
     """The small model never ends a sentence by itself."""
-    stock = lmms_model.generation_settings
-    monkeypatch.setattr(lmms_model, "generation_settings", lambda task: stock(task) | {"max_new_tokens": 6})
+    stock = model_class.generation_settings
+    monkeypatch.setattr(model_class, "generation_settings", lambda task: stock(task) | {"max_new_tokens": 6})
 
 
 def evaluate(place, benchmark, *more) -> int:
@@ -70,7 +70,7 @@ def test_the_shown_ledger_and_the_identity_know_the_towers(tmp_path):
 
 
 def test_an_unreachable_budget_is_told_before_loading(place, monkeypatch, capsys):
-    monkeypatch.setattr(lmms_model.builder, "load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(model_class.builder, "load_pretrained_model", lambda *a, **k: pytest.fail("loaded"))
     assert evaluate(place, "msvd", "--tokens", "500") == 2 and "not reachable" in capsys.readouterr().err
 
 

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from eval import run
-from eval.driver import evaluate
 from eval.models import reuse
-from eval.models.lmms_model import LlavaVisionDrop
+from eval.models.llava import LlavaVisionDrop
 from eval.models.tower_memory import TowerMemory
 from eval.results import rows
+from eval.results.folder import RunFiles
+from eval.settings import ModelSettings
 from figures.reproduce import many
 from tests.eval.test_checkpoint import write_answering_checkpoint
 from tests.support import datasets_small
@@ -31,7 +32,7 @@ def checkpoint(tmp_path_factory):
 
 
 def made(checkpoint, **more):
-    lm = LlavaVisionDrop(str(checkpoint), device="cpu", **more)
+    lm = LlavaVisionDrop(ModelSettings.of(model=str(checkpoint), device="cpu", **more))
     lm.task_dict = {"toy": {"test": list(range(100))}}
     return lm
 
@@ -121,7 +122,7 @@ def test_runs_of_two_processes_equal_single_ones(checkpoint, tmp_path):
         row = rows.load(tmp_path / "alone" / "rows.jsonl", strict=True)[0][-1]
         assert {k for k in row if row[k] != found[budget][k]} <= {"date", "duration", "sessions", "checksum", "commit"}
         answers = [
-            [s["answer"] for s in evaluate.read_samples(folder / "runs" / row["folder"])]
+            [s["answer"] for s in RunFiles(folder / "runs" / row["folder"]).samples()]
             for folder in (tmp_path, tmp_path / "alone")
         ]
         assert answers[0] == answers[1]

@@ -7,7 +7,7 @@ import torch
 from ..api import apply
 from ..families import loader
 from ..plans.budget import Budget
-from .checks import check_budget, check_output, check_request
+from .checks import check_output, check_reachable, check_request
 from .show import draw
 
 
@@ -37,7 +37,7 @@ def ask(
     if show is not None:
         check_output(show)
     picture = loader().open_image(image)
-    check_budget(model, method, tokens, options)
+    check_reachable(model, method, tokens, options)
     precision = {"auto": "float16" if torch.cuda.is_available() else "float32"}.get(dtype, dtype)
     loaded = loader().load(model, getattr(torch, precision))
     inputs = loaded.inputs(picture, question)

@@ -28,7 +28,7 @@ def check_request(question: str, method: str, options: dict[str, Any], max_new_t
         raise VisionDropError(f"--dtype {dtype!r}: {closest(dtype, DTYPES)}")
 
 
-def check_budget(model: str, method: str, tokens: Budget, options: dict[str, Any]) -> None:
+def check_reachable(model: str, method: str, tokens: Budget, options: dict[str, Any]) -> None:
     """Make the plan that `apply` will make, for the shape that the checkpoint's config.json describes.
 
     Args:

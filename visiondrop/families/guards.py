@@ -5,6 +5,7 @@ from typing import Any
 from ..errors import VisionDropError
 
 PLACEHOLDER = "<image>"  # stands for a picture in the text of a prompt
+PLACEHOLDER_ID = -200  # stands for it in the ids of our llava classes; outside the vocabulary on purpose
 
 
 def refuse_spelled_placeholder(question: Any) -> None:

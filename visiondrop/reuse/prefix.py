@@ -17,10 +17,10 @@ from transformers import DynamicCache, GenerationMixin
 
 from ..compat import CACHE
 from ..errors import UnsupportedError, VisionDropError
+from ..families.guards import PLACEHOLDER_ID
 from ..pruner import current_choice, current_pruner
 from ..stack.cache import PrunedCache
 
-PLACEHOLDER = -200  # an image in the ids of our llava classes
 FILLER = 0  # stands for visual tokens in ids that are in the cache already
 
 
@@ -99,7 +99,7 @@ def prefill(model: nn.Module, input_ids: Tensor, **inputs: Any) -> tuple[Dynamic
     """
     cache = DynamicCache(config=getattr(model.config, "text_config", model.config))
     model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **{CACHE: cache}, **inputs)
-    plain = input_ids[0][input_ids[0] != PLACEHOLDER]
+    plain = input_ids[0][input_ids[0] != PLACEHOLDER_ID]
     ids = torch.full((1, cache.get_seq_length()), FILLER, dtype=torch.long, device=input_ids.device)
     ids[0, : len(plain)] = plain  # which ids have been seen is what logits processors may ask
     return cache, ids

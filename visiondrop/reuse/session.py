@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..api import apply
 from ..errors import UnsupportedError, VisionDropError
 from ..families import adapter_for, loader
-from ..families.guards import refuse_placeholder_ids, refuse_spelled_placeholder
+from ..families.guards import PLACEHOLDER, PLACEHOLDER_ID, refuse_placeholder_ids, refuse_spelled_placeholder
 from ..pruner import current_choice, current_pruner
-from .prefix import PLACEHOLDER, Prefix, continue_prefix, encode_prefix, next_logits, refuse_text_guided
+from .prefix import Prefix, continue_prefix, encode_prefix, next_logits, refuse_text_guided
 from .store import PrefixStore, fingerprint
 
 
@@ -88,7 +88,7 @@ class Session:
         """Ids that stand for a picture or a video, in our classes or in those of transformers."""
         config = getattr(self.model, "config", None)
         hub = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
-        return (PLACEHOLDER, *(token for token in hub if token is not None))
+        return (PLACEHOLDER_ID, *(token for token in hub if token is not None))
 
 
 def tokenize(tokenizer, text: str, first: bool) -> list[int]:
@@ -129,9 +129,9 @@ def encode(
     _apply_once(model, method, tokens, options)
     if prompt is None:
         prompt = loader().prompt_of(model.config, "{question}")
-    before, placeholder, behind = prompt.partition("<image>")
-    if not placeholder or "{question}" not in behind or "<image>" in behind:
-        raise VisionDropError(f"prompt {prompt!r}: it must hold one <image> and, behind it, {{question}}")
+    before, placeholder, behind = prompt.partition(PLACEHOLDER)
+    if not placeholder or "{question}" not in behind or PLACEHOLDER in behind:
+        raise VisionDropError(f"prompt {prompt!r}: it must hold one {PLACEHOLDER} and, behind it, {{question}}")
     if ids is None and tokenizer is None:
         raise VisionDropError("encode needs tokenizer= for the prompt's text, or ids= of what stands before the image")
     ids = tokenize(tokenizer, before, first=True) if ids is None else list(ids)

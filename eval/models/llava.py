@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import parse_flag_from_env
+from lmms_eval import utils
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 import visiondrop
 from eval.errors import EvaluationError
+from eval.models.request import Request, pictures
 from eval.models.reuse import ImageReuse
 from eval.results.answers import AnswerStore, question_key
+from eval.settings import ModelSettings
 from eval.tasks.video_qa import VideoFile
 from llava.anyres import use_layout
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -34,12 +37,15 @@ from visiondrop.pruner import current_pruner
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MAX_NEW_TOKENS = 1024  # where a task sets none, as in the shipped class
+# What lmms-eval's own command line calls our settings.
+LMMS_EVAL_NAMES = {"pretrained": "model", "attn_implementation": "attention", "conv_template": "conversation"}
 
 
 class LlavaVisionDrop(lmms):
     """A LLaVA checkpoint with one pruning method applied.
 
     Attributes:
+        settings: what it was made from, device and dtype filled in.
         ledger: tokens per layer, mean, FLOPs of the plan in force.
         store: where answers are kept, or None.
         reused: answers that were taken from the store.
@@ -47,78 +53,65 @@ class LlavaVisionDrop(lmms):
 
     is_simple = True
 
-    def __init__(
-        self,
-        pretrained: str,
-        method: str = "visiondrop",
-        tokens: int | None = None,
-        device: str | None = None,
-        dtype: str = "auto",
-        batch_size: int = 1,
-        attn_implementation: str = "sdpa",
-        conv_template: str = "vicuna_v1",
-        answers: str | None = None,
-        layout: str | None = None,
-        max_batch_size: int | None = None,
-        reuse: str = "off",
-        compile: str = "off",
-        **options: Any,
-    ):
+    def __init__(self, settings: ModelSettings, answers: Path | None = None):
         """Load the checkpoint and apply the method.
 
         Args:
-            pretrained: checkpoint folder or hub id.
-            method, tokens, options: as in `visiondrop.apply`.
-            device: "cpu", "cuda", "cuda:1", or "auto" (one process, layers over all cards); default: cuda if any.
-            dtype: float32, float16, bfloat16, or auto: float16 on cuda, float32 on cpu.
-            batch_size: questions per generate call.
             answers: folder for the answers; None keeps them in memory only.
-            layout: "anyres" or "fixed-2880" for LLaVA-NeXT; None: as the checkpoint says.
-            max_batch_size: accepted because lmms-eval may pass it; ignored.
-            reuse: "on" = questions of one image share its pruned cache (eval/models/reuse.py).
-            compile: "on" = static shapes, see `visiondrop.apply`; answers behind a shared cache have them too.
         """
         super().__init__()
-        self._accelerator_for(device)
-        if dtype == "auto":
-            dtype = "float16" if self.device.type == "cuda" else "float32"
-        if dtype not in DTYPES:
-            raise EvaluationError(f"dtype {dtype!r}: allowed are auto, {', '.join(DTYPES)}")
-        if conv_template not in conv_templates:
-            raise EvaluationError(f"conversation template {conv_template!r}: allowed are {', '.join(conv_templates)}")
-        self.batch_size, self.conv_template = int(batch_size), conv_template
-        # Weights that will be shared out are loaded to the host: they may not fit on one card.
-        place = "auto" if device == "auto" else "cpu" if self.sharded else str(self.device)
-        self._load(pretrained, device_map=place, torch_dtype=DTYPES[dtype], attn_implementation=attn_implementation)
+        settings = settings.placed()
+        if settings.dtype not in DTYPES:
+            raise EvaluationError(f"dtype {settings.dtype!r}: allowed are auto, {', '.join(DTYPES)}")
+        if settings.conversation not in conv_templates:
+            allowed = ", ".join(conv_templates)
+            raise EvaluationError(f"conversation template {settings.conversation!r}: allowed are {allowed}")
+        self.settings, self.batch_size = settings, int(settings.batch_size)
+        self._accelerator_for(settings.device)
+        self._load()
         self.model.eval()
         self.config = self.model.config
-        if layout is not None:
-            use_layout(self.model, layout)
-        compiling = compile == "on"
-        handle = visiondrop.apply(self.model, method=method, tokens=tokens, compile=compiling, options=options)
+        if settings.layout is not None:
+            use_layout(self.model, settings.layout)
+        compiling = settings.compile == "on"
+        how = {"tokens": settings.tokens, "compile": compiling, "options": settings.options}
+        handle = visiondrop.apply(self.model, method=settings.method, **how)
         self.ledger, self.static = handle.ledger, self.model.static  # lmms-eval takes the model away at the end
-        self.reuse = ImageReuse(self, current_pruner(self.model)) if reuse == "on" else None
+        self.reuse = ImageReuse(self, current_pruner(self.model)) if settings.reuse == "on" else None
         if self.sharded:
             if compiling:
                 raise EvaluationError("--compile on needs a whole model per process, not weights shared out by ZeRO-3")
-            self._shard(dtype)
-        self.store = AnswerStore(Path(answers), self.rank) if answers else None
+            self._shard(settings.dtype)
+        self.store = AnswerStore(answers, self.rank) if answers else None
         self.reused = 0
 
-    def _load(self, pretrained: str, **how: Any) -> None:
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> "LlavaVisionDrop":
+        """A model from lmms-eval's own command line: pretrained=PATH,method=visiondrop,tokens=64, and the method's options.
+
+        Also known: attn_implementation, conv_template, dtype, layout, reuse, compile, and `answers`, a folder.
+        """
+        told = utils.simple_parse_args_string(arg_string)
+        told |= {k: v for k, v in (additional_config or {}).items() if v is not None and k != "max_batch_size"}
+        answers = told.pop("answers", None)
+        settings = ModelSettings.of(**{LMMS_EVAL_NAMES.get(name, name): value for name, value in told.items()})
+        return cls(settings, Path(answers) if answers else None)
+
+    def _load(self) -> None:
         """Tokenizer, model and image processor; what is wrong with a checkpoint is wrong for every run with it."""
+        settings = self.settings
+        # Weights that will be shared out are loaded to the host: they may not fit on one card.
+        place = "auto" if settings.device == "auto" else "cpu" if self.sharded else str(self.device)
+        how = {"torch_dtype": DTYPES[settings.dtype], "attn_implementation": settings.attention, "device_map": place}
+        name = get_model_name_from_path(settings.model)
         try:
-            loaded = builder.load_pretrained_model(pretrained, None, get_model_name_from_path(pretrained), **how)
+            loaded = builder.load_pretrained_model(settings.model, None, name, **how)
         except VisionDropError as error:
             raise EvaluationError(str(error), "batch") from error
         self.tokenizer, self.model, self.image_processor, _ = loaded
 
-    def _accelerator_for(self, device: str | None) -> None:
+    def _accelerator_for(self, device: str) -> None:
         """Set accelerator, device, rank and world size; on the CPU, also in several processes, gloo is used."""
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device != "cpu" and not torch.cuda.is_available():
-            raise EvaluationError(f"device {device!r} was asked for but torch finds no card; use --device cpu")
         # Accelerate sets DeepSpeed up only when cpu is not asked for, and then has to be told the processes' backend.
         deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
         backend = "gloo" if deepspeed and device == "cpu" else None
@@ -141,6 +134,12 @@ class LlavaVisionDrop(lmms):
     def device(self) -> torch.device:
         """Where inputs go; lmms-eval also gathers counts there."""
         return self._device
+
+    @property
+    def pad_id(self) -> int:
+        """What fills short prompts."""
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
 
     @property
     def compiled(self) -> str:
@@ -212,7 +211,7 @@ class LlavaVisionDrop(lmms):
         if images and DEFAULT_IMAGE_TOKEN not in text:
             text = " ".join([DEFAULT_IMAGE_TOKEN] * len(images)) + "\n" + text
         check_placeholders(text, sum(map(self._places, images)))
-        conversation = conv_templates[self.conv_template].copy()
+        conversation = conv_templates[self.settings.conversation].copy()
         conversation.append_message(conversation.roles[0], text)
         conversation.append_message(conversation.roles[1], None)
         return conversation.get_prompt()
@@ -222,51 +221,44 @@ class LlavaVisionDrop(lmms):
         video = self.config.video_config if isinstance(image, VideoFile) else None
         return 1 if video is None else video.num_frames
 
-    def _pixels(self, images: list, requests: list[Instance]) -> Any:
-        """Pixel values at the model's dtype on its device: [N, 3, H, W], a list of such, or None without images."""
-        if not images:
-            return None
-        try:
-            if any(isinstance(image, VideoFile) for image in images):
-                pixels = [self._visual(image) for image in images]
-            else:
-                pixels = process_images(images, self.image_processor, self.config)
-        except VisionDropError as error:
-            ids = ", ".join(str(r.args[3]) for r in requests)
-            raise EvaluationError(f"an image of document {ids} of task {requests[0].args[4]}: {error}") from error
-        place = {"dtype": self.model.dtype, "device": self.device}
-        return [p.to(**place) for p in pixels] if isinstance(pixels, list) else pixels.to(**place)
-
-    def _visual(self, image: Any) -> torch.Tensor:
-        """[3, H, W] of an image or [3, frames, H, W] of a video, for a model that takes both."""
+    def _pixels(self, image: Any) -> torch.Tensor:
+        """Pixel values of one picture or video, see `Request.pixels`."""
         if not isinstance(image, VideoFile):
-            return process_images([image], self.image_processor, self.config)[0]
-        video = self.config.video_config
-        if video is None:
+            pixels = process_images([image], self.image_processor, self.config)[0]
+        elif (video := self.config.video_config) is None:
             raise EvaluationError("this checkpoint takes no videos: give a Video-LLaVA with --model")
-        return load_video(image.path, video.num_frames, video.image_size)
+        else:
+            pixels = load_video(image.path, video.num_frames, video.image_size)
+        return pixels.to(dtype=self.model.dtype, device=self.device)
+
+    def request(self, instance: Instance, images: list | None = None) -> Request:
+        """The question as the model takes it; its videos are decoded when pixels are asked for.
+
+        Args:
+            images: where they are decoded already.
+        """
+        images = self._images(instance) if images is None else images
+        text, _, _, doc_id, task, _ = instance.args
+        ids = tokenizer_image_token(self._prompt(text, images), self.tokenizer, IMAGE_TOKEN_INDEX)
+        return Request(f"document {doc_id} of task {task}", images, list(ids), self._pixels)
 
     @torch.inference_mode()
     def _answer(self, requests: list[Instance]) -> list[str]:
         """Answers of one batch, which shares its generation settings."""
         if self.reuse is not None and self.reuse.key(requests[0]):
             return self.reuse.answer(requests, generation_settings(requests[0].args[1]))
-        images = [self._images(r) for r in requests]
-        flat = [image for row in images for image in row]
-        prompts = [self._prompt(r.args[0], row) for r, row in zip(requests, images, strict=True)]
-        rows = [tokenizer_image_token(p, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt") for p in prompts]
-        width, pad = max(len(r) for r in rows), self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
-        ids = torch.full((len(rows), width), pad, dtype=torch.long)
-        mask = torch.zeros(len(rows), width, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row) :], mask[i, width - len(row) :] = row, True
+        made = [self.request(r) for r in requests]
+        width, pad = max(len(r.ids) for r in made), self.pad_id
+        ids = torch.full((len(made), width), pad, dtype=torch.long)
+        mask = torch.zeros(len(made), width, dtype=torch.bool)
+        for i, request in enumerate(made):
+            start = width - len(request.ids)
+            ids[i, start:], mask[i, start:] = torch.tensor(request.ids), True
         new = self.model.generate(
             ids.to(self.device),
             attention_mask=mask.to(self.device),
             pad_token_id=pad,
-            images=self._pixels(flat, requests),
-            image_sizes=[getattr(image, "size", None) for image in flat],
+            **pictures(made),
             use_cache=True,
             **generation_settings(requests[0].args[1]),
             **({"synced_gpus": True} if self.sharded else {}),
