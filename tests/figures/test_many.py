@@ -21,7 +21,7 @@ from eval.settings import ModelSettings
 from figures.reproduce import many
 from tests.eval.test_checkpoint import write_answering_checkpoint
 from tests.support import datasets_small
-from visiondrop.tower.encoder import Probe
+from visiondrop.tower.encoder import Probe, embed, run_layers
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +37,24 @@ def made(checkpoint, **more):
     return lm
 
 
+def probed(clip, pixels) -> tuple[torch.Tensor, Probe]:
+    """Output of the feature layer, and what was picked up in it."""
+    probe, last = Probe(), len(clip.encoder.layers) - 2
+    return run_layers(clip, embed(clip, pixels), 0, last, {last: probe}), probe
+
+
 @torch.inference_mode()
 def test_the_tower_is_remembered(checkpoint):
     clip = made(checkpoint, method="none").model.get_vision_tower().clip
     side = clip.config.image_size
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))[[0, 1, 0, 2]]
-    plain, expected = Probe(), clip.features(pixels, -2)
-    clip.features(pixels, -2, plain)
+    expected, (_, plain) = clip.features(pixels, -2), probed(clip, pixels)
     lm, memory = made(checkpoint, method="none"), TowerMemory()
     assert memory.attach(lm.model, "a") and not memory.attach(torch.nn.Linear(1, 1), "a")
     clip = lm.model.get_vision_tower().clip
     for _ in range(2):
-        probe = Probe()
-        torch.testing.assert_close(clip.features(pixels, -2, probe), expected, rtol=0, atol=1e-6)
+        found, probe = probed(clip, pixels)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
         torch.testing.assert_close(clip.features(pixels, -2), expected, rtol=0, atol=1e-6)
         for name in ("query", "key"):
             torch.testing.assert_close(getattr(probe, name), getattr(plain, name), rtol=0, atol=1e-6)
@@ -69,6 +74,26 @@ def test_a_full_memory_lets_go_and_stays_right(checkpoint):
     memory.attach(lm.model, "a")
     assert all(torch.allclose(clip.features(pixels, -2), expected, atol=1e-6) for _ in range(2))
     assert memory.hits == 0
+
+
+@pytest.mark.parametrize("method", ["visiondrop", "hiprune"])
+def test_methods_choose_alike_with_a_memory(checkpoint, method):
+    """Whatever layers a method asks for: the second model finds what the first has left, and answers the same."""
+    asked = [
+        SimpleNamespace(
+            args=("What is this ?", {"max_new_tokens": 4}, lambda doc: [Image.new("RGB", (40, 40), (doc * 40, 9, 9))])
+            + (doc, "toy", "test")
+        )
+        for doc in range(3)
+    ]
+    expected, memory = made(checkpoint, method=method, tokens=16).generate_until(asked), TowerMemory()
+    computed = []
+    for _ in range(2):
+        lm = made(checkpoint, method=method, tokens=16)
+        memory.attach(lm.model, "a")
+        assert lm.generate_until(asked) == expected
+        computed.append(memory.misses)
+    assert computed[0] >= 3 and computed[1] == computed[0]  # every state that the second asks for is there
 
 
 @pytest.mark.parametrize("method", ["visiondrop", "none", "random", "visionzip"])

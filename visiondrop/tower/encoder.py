@@ -63,9 +63,14 @@ def run_layers(
 ) -> Tensor:
     """Layers `first` … `last` of a tower: [U, R, D] -> [U, R, D].
 
+    A tower may have a `memory` (eval/models/tower_memory.py), which is asked for whole runs from the first layer on.
+
     Args:
         probes: by layer, what picks up its queries, keys and values.
     """
+    memory = getattr(tower, "memory", None)
+    if memory is not None and first == 0:
+        return memory.run(tower, hidden, last, probes or {})
     for i in range(first, last + 1):
         layer, probe = tower.encoder.layers[i], (probes or {}).get(i)
         with nullcontext() if probe is None else probe.watch(layer.self_attn):
