@@ -74,6 +74,7 @@ class Pruner(Unpicklable):
         record: whether passes write into `report`.
         fused: whether scores may use the fused kernel (`visiondrop.ops.fused`).
         keeps_positions: tokens keep their positions whatever the plan says (M-RoPE, which no number of order replaces).
+        own_rotary: the decoder's attention rotates by a function of its own, see `ops.scores.finish`.
         encoder_score: what ranks patches where a tower without the papers' [CLS] leaves a choice: "received" or "cls".
     """
 
@@ -89,7 +90,7 @@ class Pruner(Unpicklable):
         min_tokens: int = 0,
     ):
         self.shape, self.dims, self.record, self.chunk = shape, dims, record, chunk
-        self.fused = self.keeps_positions = False
+        self.fused = self.keeps_positions = self.own_rotary = False
         self.encoder_score = "received"
         self.prompts = Prompts()
         self._reports = _Reports()

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from transformers import (
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlavaOnevisionConfig,
@@ -122,6 +126,33 @@ def internvl():
     return InternVLForConditionalGeneration(config)
 
 
+def glm4v():
+    vision = dict(
+        depth=3,
+        hidden_size=32,
+        out_hidden_size=64,
+        intermediate_size=48,
+        num_heads=2,
+        patch_size=14,
+        image_size=112,
+        spatial_merge_size=2,
+    )
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+    tokens = {**TOKENS, "image_start_token_id": START, "image_end_token_id": END}
+    config = Glm4vConfig(text_config={**TEXT, "rope_parameters": rope}, vision_config=vision, **tokens)
+    return Glm4vForConditionalGeneration(config)
+
+
+def idefics3():
+    vision = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=112, patch_size=14
+    )
+    config = Idefics3Config(
+        text_config={**TEXT, "model_type": "llama"}, vision_config=vision, image_token_id=IMAGE, scale_factor=2
+    )
+    return Idefics3ForConditionalGeneration(config)
+
+
 BUILDERS = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
@@ -129,8 +160,12 @@ BUILDERS = {
     "qwen3_vl_moe": qwen3_vl_moe,
     "onevision": onevision,
     "internvl": internvl,
+    "glm4v": glm4v,
+    "idefics3": idefics3,
 }
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+GRIDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v")  # a grid per picture, positions of three axes
+STAMPED = ("qwen3_vl", "qwen3_vl_moe", "glm4v")  # text stands between a video's frames
+PICTURES_ONLY = ("internvl", "idefics3")
 
 
 def build(name: str, dtype=torch.float32, attn: str = "sdpa"):
@@ -164,9 +199,13 @@ class Picture:
 def picture(name: str, seed: int, rows: int = 8, columns: int = 12) -> Picture:
     """A picture of about rows x columns patches."""
     generator = torch.Generator().manual_seed(seed)
-    if name in QWEN:
+    if name in GRIDS:
         pixels = torch.randn(rows * columns, 3 * 2 * 14 * 14, generator=generator)
         return Picture("image", pixels, (1, rows, columns), [START, *[IMAGE] * (rows * columns // 4), END])
+    if name == "idefics3":  # every tile is a run of placeholders of its own
+        tiles = max(1, rows * columns // 96)
+        ids = [token for _ in range(tiles) for token in (START, *[IMAGE] * 16)]
+        return Picture("image", torch.randn(tiles, 3, 112, 112, generator=generator), (), [*ids, END])
     if name == "internvl":
         tiles = max(1, rows * columns // 16)
         pixels = torch.randn(tiles, 3, 56, 56, generator=generator)
@@ -191,10 +230,10 @@ def onevision_tokens(height: int, width: int) -> tuple[int, int]:
 def video(name: str, seed: int, frames: int = 2, rows: int = 8, columns: int = 8) -> Picture:
     """A video of `frames` frames (of temporal patches, for Qwen)."""
     generator = torch.Generator().manual_seed(seed)
-    if name in QWEN:
+    if name in GRIDS:
         pixels = torch.randn(frames * rows * columns, 3 * 2 * 14 * 14, generator=generator)
-        each = [VIDEO] * (rows * columns // 4)
-        if name.startswith("qwen3"):  # a time stamp before every frame
+        each = [IMAGE if name == "glm4v" else VIDEO] * (rows * columns // 4)
+        if name in STAMPED:  # a time stamp before every frame
             ids = [token for frame in range(frames) for token in (17 + frame, START, *each, END)]
         else:
             ids = [START, *each * frames, END]
@@ -226,20 +265,29 @@ def inputs(name: str, rows: list[list], side: str = "left") -> dict:
     for kind, found in pictures.items():
         if not found:
             continue
-        if name in QWEN:
+        if name in GRIDS:
             out[names[kind]] = torch.cat([p.pixels for p in found])
             out[f"{kind}_grid_thw"] = torch.tensor([p.size for p in found])
         elif kind == "video":
             out[names[kind]] = torch.stack([p.pixels for p in found])
         elif name == "internvl":
             out[names[kind]] = torch.cat([p.pixels for p in found])
+        elif name == "idefics3":
+            tiles = [
+                torch.cat([p.pixels for p in row if isinstance(p, Picture)] or [torch.zeros(0, 3, 112, 112)])
+                for row in rows
+            ]
+            most = max(map(len, tiles))
+            out[names[kind]] = torch.stack([torch.cat([t, t.new_zeros(most - len(t), 3, 112, 112)]) for t in tiles])
         else:
             most = max(len(p.pixels) for p in found)
             blanks = [p.pixels.new_zeros(most - len(p.pixels), *p.pixels.shape[1:]) for p in found]
             out[names[kind]] = torch.stack([torch.cat([p.pixels, b]) for p, b in zip(found, blanks)])
             out["image_sizes"] = torch.tensor([p.size for p in found])
-    if name in QWEN:
+    if name in GRIDS:
         out["mm_token_type_ids"] = (out["input_ids"] == IMAGE).int() + 2 * (out["input_ids"] == VIDEO).int()
+        if name == "glm4v" and not pictures["image"]:
+            out["mm_token_type_ids"] *= 2
         if name == "qwen2_5_vl" and pictures["video"]:
             out["second_per_grid_ts"] = torch.tensor([0.5] * len(pictures["video"]))
     return out

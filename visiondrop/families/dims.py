@@ -1,5 +1,7 @@
 """Widths of the table's families, for FLOPs, from a configuration of transformers."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..plans.flops import ModelDims
@@ -22,13 +24,15 @@ def dims_of(config: Any, patches: str) -> ModelDims:
         attention=width,
         router=experts,
         cls=0,
-        grid_tower={"merge": _merging, "windows": _merging, "shuffle": _shuffling, "tiles": _tiling}[patches](config),
+        grid_tower=TOWERS[patches](config),
     )
 
 
 def _merging(config: Any) -> GridTower:
     """Qwen's towers: every token's patches side by side through two matrices (and once more per deepstack layer)."""
     vision = config.vision_config
+    if vision.model_type.startswith("glm4v"):
+        return _glm(vision)
     hidden = getattr(vision, "embed_dim", None) or vision.hidden_size
     out = getattr(vision, "out_hidden_size", None) or vision.hidden_size
     unit = vision.spatial_merge_size**2 * hidden
@@ -45,6 +49,29 @@ def _merging(config: Any) -> GridTower:
         whole=len(whole) if whole else 0,
         merger=merger,
     )
+
+
+def _glm(vision: Any) -> GridTower:
+    """GLM's: a convolution over every token's patches, a matrix, a gated MLP."""
+    out, inside = vision.out_hidden_size, vision.intermediate_size
+    unit = vision.spatial_merge_size**2 * vision.hidden_size
+    return GridTower(
+        hidden=vision.hidden_size,
+        intermediate=out,
+        layers=vision.depth,
+        patch_inputs=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        merge=vision.spatial_merge_size,
+        gated=True,
+        merger=((unit, out), (out, out), *((out, inside),) * 3),
+    )
+
+
+def _connecting(config: Any) -> GridTower:
+    """Idefics3's: SigLIP on every tile, the patches of a token side by side through one matrix."""
+    vision = config.vision_config
+    unit = config.scale_factor**2 * vision.hidden_size
+    merge, merger = config.scale_factor, ((unit, config.text_config.hidden_size),)
+    return replace(_tiling(config), merge=merge, merger=merger)
 
 
 def _shuffling(config: Any) -> GridTower:
@@ -76,6 +103,15 @@ def _tiling(config: Any) -> GridTower:
         merger=((vision.hidden_size, text), (text, text)),
         tile=(vision.image_size // vision.patch_size) ** 2,
     )
+
+
+TOWERS: dict[str, Callable[[Any], GridTower]] = {
+    "merge": _merging,
+    "windows": _merging,
+    "shuffle": _shuffling,
+    "connector": _connecting,
+    "tiles": _tiling,
+}
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -64,14 +64,16 @@ class DynamicAdapter(HubAdapter):
         self.tower = self.inner.get_submodule(self.family.tower)
         self.tap = Tap(self._scored_layer().get_submodule(self.family.attention))
 
+    def _stack(self) -> nn.Module:
+        return self.inner.get_submodule(self.family.stack)
+
     def shape(self) -> VisualShape:
         """An ordinary picture: `ORDINARY` tokens, or a square of two by two tiles and the whole picture beside them."""
         tower = self.dims().grid_tower
         if not tower.tile:
             return self._shape((1, *ORDINARY))
         if self.family.runs:
-            side = round(tower.tile**0.5) // tower.merge
-            return self._shape((5, side, side))
+            return self._shape((5, self._side, self._side))
         side = 2 * self.model.config.vision_config.image_size
         sizes = torch.tensor([[side, side]])
         tiles = tiles_of(self.inner, sizes, None)[0]
@@ -86,7 +88,7 @@ class DynamicAdapter(HubAdapter):
     def attach(self, pruner) -> Callable[[], None]:
         """Install the hooks; returns the undo."""
         self._check(pruner.plan)
-        pruner.keeps_positions = self.family.axes > 1
+        pruner.keeps_positions, pruner.own_rotary = self.family.axes > 1, self.family.rotary
         detach, lift = super().attach(pruner), self.tap.attach()
 
         def undo() -> None:
@@ -142,6 +144,8 @@ class DynamicAdapter(HubAdapter):
     def _note(self, kind: str, arguments: dict[str, Any], output: Any, taken: Taken | None) -> None:
         rows = output.pooler_output
         sizes, grids, grid = [len(row) for row in rows], None, grid_of(arguments)
+        if self.family.patches == "connector":  # all tiles of a sample at once, and each is a picture
+            sizes = [self._side**2] * (sum(sizes) // self._side**2)
         if grid is not None:
             unit = self.tower.spatial_merge_size
             grids = [(t, h // unit, w // unit) for t, h, w in grid.tolist()]
@@ -181,6 +185,12 @@ class DynamicAdapter(HubAdapter):
         return torch.cat(parts)
 
     @property
+    def _side(self) -> int:
+        """Tokens per side of a tile."""
+        tower = self.dims().grid_tower
+        return round(tower.tile**0.5) // tower.merge
+
+    @property
     def _has_cls(self) -> bool:
         return self.family.patches == "shuffle"
 
@@ -197,24 +207,19 @@ class DynamicAdapter(HubAdapter):
         )
 
     def _kinds(self) -> list[tuple[int, list[Image]]]:
-        tokens = {
-            "image": self.model.config.image_token_id,
-            "video": getattr(self.model.config, "video_token_id", None),
-        }
-        return [(token, []) for kind, token in tokens.items() if token is not None and kind in self._kinds_here()]
-
-    def _kinds_here(self) -> tuple[str, ...]:
-        return ("image", "video") if self.family.videos else ("image",)
+        config = self.model.config
+        names = ("image_token_id", self.family.video_token) if self.family.videos else ("image_token_id",)
+        return [(token, []) for token in dict.fromkeys(getattr(config, name) for name in names)]
 
     def _check_places(self, token: int, images: list[Image]) -> None:
         """The classes compare numbers of placeholders and features themselves."""
 
     def _number(self) -> tuple[Tensor, list[Image]]:
         ordinals, images = torch.full(self.now.ids.shape, -1), []
-        for kind in self._kinds_here():
-            token = getattr(self.model.config, f"{kind}_token_id", None)
+        for kind, name in (("image", "image_token_id"), ("video", self.family.video_token)):
             encoded = self.now.encoded.get(kind)
-            if token is not None and encoded is not None:
+            if encoded is not None:
+                token = getattr(self.model.config, name)
                 found, more = self._cut((self.now.ids == token).cpu(), encoded)
                 ordinals = torch.where(found >= 0, found + len(images), ordinals)
                 images += more
@@ -260,7 +265,7 @@ class DynamicAdapter(HubAdapter):
             frames, rows, columns = encoded.grids[item]
             grid = (count // (rows * columns), rows, columns)
         elif self.family.runs:
-            side = round(encoded.sizes[item] ** 0.5)
+            side = self._side
             grid = (count // side**2, side, side)
         tiles = encoded.tiles[item] if encoded.tiles else 0
         seed, own = encoded.seeds[item], {}
@@ -273,7 +278,9 @@ class DynamicAdapter(HubAdapter):
         out = []
         for name, grid in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
             pixels, sizes = kwargs.get(name), kwargs.get(grid)
-            if pixels is not None:
+            if pixels is not None and self.family.patches == "connector":
+                out += [tile for tile in pixels.flatten(0, 1) if bool(tile.any())]  # zeros pad a batch
+            elif pixels is not None:
                 out += list(pixels) if sizes is None else list(torch.split(pixels, sizes.prod(-1).tolist()))
         return out
 

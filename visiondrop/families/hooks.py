@@ -64,9 +64,12 @@ class HubAdapter(Unpicklable):
 
     def __init__(self, model: nn.Module):
         self.model, self.inner = model, model.model
-        self.stack = self.inner.language_model
+        self.stack = self._stack()
         self.pruner = None
         self.now = Pass()
+
+    def _stack(self) -> nn.Module:
+        return self.inner.language_model
 
     def feature_calls(self) -> dict[str, Callable]:
         """By name, the calls of `model.model` that encode pictures, wrapped."""

@@ -50,6 +50,14 @@ def shuffled(inner: nn.Module, numbers: Tensor, arguments: Arguments) -> Tensor:
     return out.reshape(-1, round(ratio**-2), numbers.shape[-1]).mean(dim=1)
 
 
+def connected(inner: nn.Module, numbers: Tensor, arguments: Arguments) -> Tensor:
+    """Idefics3, SmolVLM: a tile's grid through the connector's pixel shuffle; the mean of the patches in each token."""
+    unit = inner.connector.scale_factor
+    side = inner.config.vision_config.image_size // inner.config.vision_config.patch_size
+    out = inner.connector.pixel_shuffle(numbers.view(-1, side**2, numbers.shape[-1]), unit)
+    return out.reshape(-1, unit**2, numbers.shape[-1]).mean(dim=1)
+
+
 def stitched(inner: nn.Module, numbers: Tensor, arguments: Arguments) -> Tensor:
     """LLaVA-OneVision: tiles stitched, cut to the picture and scaled down, frames pooled, by the model's own functions.
 
@@ -96,5 +104,6 @@ PATCHES: dict[str, Callable[[nn.Module, Tensor, Arguments], Tensor]] = {
     "merge": merged,
     "windows": windows,
     "shuffle": shuffled,
+    "connector": connected,
     "tiles": stitched,
 }

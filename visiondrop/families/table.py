@@ -15,8 +15,12 @@ class Family:
         title: as it is called in docs/models.md.
         classes: model classes of transformers; what derives from them is served as well.
         patches: how patches become tokens (see `families.patches`): "merge" (neighbours side by side), "windows" (the same,
-            in the order of attention windows), "shuffle" (a square of a tile's grid), "tiles" (stitched and resampled).
+            in the order of attention windows), "shuffle" or "connector" (a square of a tile's grid), "tiles" (stitched and
+            resampled).
         tower, layers, attention: paths of the vision tower in `model.model`, of its layers in it, of attention in a layer.
+        stack: path of the decoder in `model.model`.
+        rotary: its attention rotates in another way than halves; its module's own function is called.
+        video_token: name of the placeholder of videos in the configuration.
         axes: of a position; 3 = M-RoPE (time, height, width), whose positions are never renumbered.
         runs: a run of placeholders is one picture, however many feature blocks (tiles) it holds.
         videos: takes videos through `get_video_features`.
@@ -29,7 +33,10 @@ class Family:
     tower: str = "visual"
     layers: str = "blocks"
     attention: str = "attn"
+    stack: str = "language_model"
     axes: int = 1
+    rotary: bool = False
+    video_token: str = "video_token_id"
     runs: bool = False
     videos: bool = True
     tuned: bool = True
@@ -56,6 +63,27 @@ FAMILIES = (
         attention="attention",
         runs=True,
         videos=False,
+    ),
+    Family(
+        "GLM-4.1V, GLM-4.6V",
+        ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration"),
+        "merge",
+        axes=3,
+        rotary=True,
+        video_token="image_token_id",
+        tuned=False,
+    ),
+    Family(
+        "Idefics3, SmolVLM",
+        ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration"),
+        "connector",
+        tower="vision_model",
+        layers="encoder.layers",
+        attention="self_attn",
+        stack="text_model",
+        runs=True,
+        videos=False,
+        tuned=False,
     ),
 )
 

@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..errors import UnsupportedError
 
 NAME = "visiondrop_tap"
 
@@ -50,6 +53,16 @@ class Tap:
         finally:
             self._here.taken = None
 
+    def refuse_masked(self, mask: Tensor | None) -> None:
+        """Refuse a tower that hides patches: a score would count them."""
+        if mask is not None and getattr(self._here, "taken", None) is not None:
+            visible = mask if mask.dtype == torch.bool else mask == 0
+            if not bool(visible.all()):
+                raise UnsupportedError(
+                    "the tower hides patches (padding inside a tile), which a score would count: give pictures that fill "
+                    "their tiles, as the processor makes them by default (leave do_pad and pixel_attention_mask alone)"
+                )
+
     def note(self, query: Tensor, key: Tensor, scale: float) -> None:
         """Called by the backend's stand-in."""
         taken = getattr(self._here, "taken", None)
@@ -57,12 +70,15 @@ class Tap:
             taken.append((query.detach(), key.detach(), scale))
 
 
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> Any:
     tap = module.__dict__["_visiondrop_tap"]
+    tap.refuse_masked(attention_mask)
     tap.note(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(tap.config._attn_implementation, eager)
-    return backend(module, query, key, value, *args, **kwargs)
+    return backend(module, query, key, value, attention_mask=attention_mask, **kwargs)
 
 
 AttentionInterface.register(NAME, _attention)

@@ -3,6 +3,7 @@
 Nothing here reads or changes the attention backend; queries and keys are recomputed from the layer's input.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -21,28 +22,34 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def project(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor], what: str) -> Tensor:
+def project(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor], what: str, own_rotary: bool = False) -> Tensor:
     """Rotated queries or keys of one decoder layer for the given rows.
 
     Args:
         layer: decoder layer with `input_layernorm` and `self_attn.{q_proj,k_proj}` (and `q_norm`/`k_norm`, if any).
         hidden: [I, R, D] residual-stream states.
         rope: (cos, sin), each [I or 1, R, E].
-        what: "q" or "k".
+        what: "q" or "k"; own_rotary: see `finish`.
 
     Returns:
         [I, H, R, E]; H is the number of query or key/value heads.
     """
     flat = getattr(layer.self_attn, f"{what}_proj")(layer.input_layernorm(hidden))
-    return finish(layer.self_attn, flat, rope, what)
+    return finish(layer.self_attn, flat, rope, what, own_rotary)
 
 
-def finish(attention: Any, flat: Tensor, rope: tuple[Tensor, Tensor], what: str) -> Tensor:
-    """Output of q_proj or k_proj [I, R, H * E] -> heads, normed where the model does so, rotated: [I, H, R, E]."""
+def finish(attention: Any, flat: Tensor, rope: tuple[Tensor, Tensor], what: str, own_rotary: bool = False) -> Tensor:
+    """Output of q_proj or k_proj [I, R, H * E] -> heads, normed where the model does so, rotated: [I, H, R, E].
+
+    `own_rotary`: by the function of the attention's own module (GLM turns neighbours, and only some of the channels).
+    """
     out = flat.view(*flat.shape[:2], -1, attention.head_dim)
     norm = getattr(attention, f"{what}_norm", None)
     if norm is not None:
         out = norm(out)
+    if own_rotary:
+        out = out.transpose(1, 2)
+        return sys.modules[type(attention).__module__].apply_rotary_pos_emb(out, out, *rope)[0]
     return rotate(out.transpose(1, 2), *rope)
 
 

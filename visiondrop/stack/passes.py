@@ -173,8 +173,8 @@ class PrefillRun(_Run):
             keys, valid = self.cache.layers[at].keys, self.cache.segment_of(at).valid
             padding = None if valid is None else ~valid
         states = self.inputs[at] if has_run else self.rows.hidden
-        fused = self.pruner.fused
-        return LayerProbe(self.stack.layers[at], states, self.rope, keys, has_run, padding, self.pruner.chunk, fused)
+        how = {"chunk": self.pruner.chunk, "fused": self.pruner.fused, "own_rotary": self.pruner.own_rotary}
+        return LayerProbe(self.stack.layers[at], states, self.rope, keys, has_run, padding, **how)
 
     def _open_segment(self, i: int) -> None:
         """Positions, rotary embedding and mask of the layers from `i` on; note the new entries in the cache."""

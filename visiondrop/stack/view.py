@@ -23,7 +23,7 @@ class LayerProbe:
         states: [B, L, D] its input; rope: (cos, sin) of the tokens in hand, each [B or 1, L, E].
         keys: [B, H, P + L, E] its rotated keys of P earlier tokens and, where it `has_run`, of those in hand; or None.
         padding: [B, P] bool, True for padding among the earlier ones, or None.
-        chunk: query rows handled at once; fused: see `ops.fused`.
+        chunk: query rows handled at once; fused: see `ops.fused`; own_rotary: see `scores.finish`.
     """
 
     layer: nn.Module
@@ -34,6 +34,7 @@ class LayerProbe:
     padding: Tensor | None = None
     chunk: int = 256
     fused: bool = False
+    own_rotary: bool = False
 
     @property
     def attention(self) -> nn.Module:
@@ -170,13 +171,13 @@ class View:
             layer, group = self._probe.layer, self._group
             before = max(group.starts)
             starts, count = [s - before for s in group.starts], before + self.count
-            attention, rope = layer.self_attn, self._rope(starts, count)
+            attention, rope, own = layer.self_attn, self._rope(starts, count), self._probe.own_rotary
             states = layer.input_layernorm(self._take(self._probe.states, starts, count))
             keys, queries = attention.k_proj(states), attention.q_proj(states[:, before:])
             # Heads side by side in memory: else every chunk of a batch copies its keys to bring images and heads together.
-            key = scores.finish(attention, keys, rope, "k").contiguous()
+            key = scores.finish(attention, keys, rope, "k", own).contiguous()
             tail = (rope[0][:, before:], rope[1][:, before:])
-            self._cached["query"] = scores.finish(attention, queries, tail, "q").contiguous()
+            self._cached["query"] = scores.finish(attention, queries, tail, "q", own).contiguous()
             self._cached["key"], self._cached["outside"] = self._with_past(key, self._rows.outside(starts, count))
         return self._cached["key"], self._cached["outside"]
 
@@ -192,11 +193,17 @@ class View:
             key = self._take(cached.transpose(1, 2), starts, longest).transpose(1, 2)
         else:
             key = scores.project(
-                layer, self._take(self._probe.states, starts, longest), self._rope(starts, longest), "k"
+                layer,
+                self._take(self._probe.states, starts, longest),
+                self._rope(starts, longest),
+                "k",
+                self._probe.own_rotary,
             )
         key, outside = self._with_past(key, outside)
         tails = [e - size for e in ends]
-        query = scores.project(layer, self._take(self._probe.states, tails, size), self._rope(tails, size), "q")
+        query = scores.project(
+            layer, self._take(self._probe.states, tails, size), self._rope(tails, size), "q", self._probe.own_rotary
+        )
         total = key.shape[2]
         at = torch.arange(total, device=key.device)
         last = torch.arange(total - size, total, device=key.device)
