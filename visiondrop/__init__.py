@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .methods.decoder.fastv import FastV
     from .methods.decoder.pyramiddrop import PyramidDrop
     from .methods.decoder.sparsevlm import SparseVLM
+    from .methods.encoder.flowcut import FlowCut
     from .methods.encoder.hiprune import HiPrune
     from .methods.encoder.scope import Scope
     from .methods.encoder.visionzip import VisionZip
@@ -45,6 +46,7 @@ _HOMES = {
     "VisPruner": "methods.encoder.vispruner",
     "VisionZip": "methods.encoder.visionzip",
     "Scope": "methods.encoder.scope",
+    "FlowCut": "methods.encoder.flowcut",
     "HiPrune": "methods.encoder.hiprune",
     "DivPrune": "methods.decoder.divprune",
     "FastV": "methods.decoder.fastv",
@@ -67,6 +69,7 @@ __all__ = [
     "DivPrune",
     "Scope",
     "FastV",
+    "FlowCut",
     "Handle",
     "HiPrune",
     "Method",

@@ -331,6 +331,7 @@ class StaticGenerator:
             f"attention {attention!r} takes no mask": attention not in ("sdpa", "eager"),
             "the method chooses at random": pruner is not None and pruner.plan.seeded,
             "another budget for this call": pruner is not None and pruner.borrowed,
+            "the tower's lengths depend on the picture": pruner is not None and pruner.plan.adaptive,
             "what is kept is recorded": pruner is not None and pruner.record,
         }
         reason = next((reason for reason, holds in reasons.items() if holds), None)

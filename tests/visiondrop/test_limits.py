@@ -16,7 +16,7 @@ from visiondrop.pruner import Pruner
 from visiondrop.stack.cache import PrunedCache
 from visiondrop.stack.layout import Image, Layout
 from visiondrop.stack.passes import PrefillRun
-from visiondrop.tower.encoder import EncoderView, Probe
+from visiondrop.tower.encoder import EncoderView, Probe, Seen, Settings, embed, run_layers
 
 LAYERS = 4
 
@@ -107,16 +107,17 @@ def test_encoder_scores_equal_the_towers_own_attention():
     tower = model.get_vision_tower()
     pictures = models.pixels(0, 1)
     probe = Probe()
-    hidden = tower.clip.features(pictures, -2, probe)
+    hidden = run_layers(tower.clip, embed(tower.clip, pictures), 0, 2, {2: probe})
+    seen = Seen(hidden, 2, 4, {2: probe})
     from transformers import CLIPVisionModel
 
     stock = CLIPVisionModel._from_config(tower.config, attn_implementation="eager").eval()
     stock.load_state_dict(tower.clip.state_dict())
     out = stock(pictures, output_attentions=True, output_hidden_states=True)
     assert torch.equal(hidden, out.hidden_states[-2])
-    view = EncoderView(hidden, probe, 4, True, 64)
+    view = EncoderView(seen, True, 64)
     assert torch.allclose(view.score(), out.attentions[-2][:, :, 0, 1:].mean(1), atol=1e-7)
-    without = EncoderView(hidden, probe, 4, False, 64, chunk=100)
+    without = EncoderView(seen, False, 64, Settings(chunk=100))
     assert torch.allclose(without.score(), out.attentions[-2].mean((1, 2)), atol=1e-7)
 
 

@@ -18,6 +18,7 @@ SETTINGS = {
     "divprune": dict(tokens=64),
     "scope": dict(tokens=64),
     "hiprune": dict(tokens=64),
+    "flowcut": dict(tokens=64),
     "random": dict(tokens=64),
     "uniform": dict(tokens=64),
     "pool": dict(tokens=64),

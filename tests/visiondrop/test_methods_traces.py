@@ -17,9 +17,20 @@ from tests.support import models
 
 FOLDER = Path(__file__).parents[1] / "support" / "golden" / "traces"
 TOLERANCE = 2e-5
-BASELINES = ("divprune", "fastv", "hiprune", "pyramiddrop", "scope", "sparsevlm-v1.5", "visionzip", "vispruner")
+BASELINES = (
+    "divprune",
+    "fastv",
+    "flowcut",
+    "flowcut-sharp",
+    "hiprune",
+    "pyramiddrop",
+    "scope",
+    "sparsevlm-v1.5",
+    "visionzip",
+    "vispruner",
+)
 NAMES = sorted(p.stem for p in FOLDER.glob("*.npz") if p.stem.split("_")[0] in BASELINES and "function" not in p.stem)
-TOWERS = {"hiprune": "deep"}  # of the traces made with 24 tower layers
+TOWERS = {"hiprune": "deep", "flowcut": "deep", "flowcut-sharp": "sharp"}  # of the traces made with 24 tower layers
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +60,7 @@ def settings(name: str, trace: dict) -> dict:
         )
     if kind == "divprune" and "." in setting:
         return dict(method=kind, ratio=float(setting))
-    return dict(method=kind, tokens=int(setting))
+    return dict(method=kind.split("-")[0], tokens=int(setting))
 
 
 def compare_fastv(trace: dict, report) -> None:
@@ -132,6 +143,18 @@ def compare_hiprune(trace: dict, report) -> None:
     assert report.cache_lengths[0] == trace["kv_lengths"].tolist() == report.positions[0][0]
 
 
+def compare_flowcut(trace: dict, report) -> None:
+    (stage,), count = report.stages, int(trace["target_num"])
+    assert [cut.layer for cut in report.tower] == trace["cut_layers"].tolist()
+    for s, cut in enumerate(report.tower):
+        assert cut.kept().tolist() == [-1, *trace[f"kept_cut{s}"].tolist()]
+        assert np.abs(cut.scores[0].numpy() / trace[f"running_cut{s}"] - 1).max() <= 2e-5
+    close(report.tower[0].hidden[0][:33], trace["tower_after_layer1"])
+    assert stage.layer == "encoder" and stage.dominant[0].tolist() == trace["kept"].tolist()
+    close(stage.hidden[0], trace["tower_out"][1:])
+    assert report.cache_lengths[0] == trace["cache_lengths"].tolist() == [57 + count] * 32 == report.positions[0][0]
+
+
 def close(got: torch.Tensor, wanted: np.ndarray, tolerance: float = TOLERANCE) -> None:
     assert np.abs(got.numpy() - wanted).max() <= tolerance
 
@@ -157,7 +180,7 @@ def test_equals_the_official_code(name, model):
         )
         assert out.sequences[0].tolist() == trace["tokens" if "tokens" in trace else "generated"].tolist()
         close(torch.cat(out.logits), trace["step_logits"])
-        {"sparsevlm-v1.5": compare_sparsevlm}.get(kind, globals().get(f"compare_{kind}"))(trace, handle.report)
+        globals()[f"compare_{kind.split('-')[0]}"](trace, handle.report)
         logits = model(input_ids=ids, images=pictures, image_sizes=[(336, 336)]).logits[0, -1]
         close(logits, trace["logits" if "logits" in trace else "logits_last"])
         assert handle.report.tokens_per_layer[0] == handle.plan.tokens_per_layer()

@@ -119,6 +119,7 @@ class Composed(Method):
             method=self.name,
             shape=shape,
             encoder=first.encoder,
+            tower=first.tower,
             positions=positions,
             text_guided=first.text_guided or rest.text_guided,
             seeded=first.seeded or rest.seeded,

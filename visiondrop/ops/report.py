@@ -87,13 +87,15 @@ class Report:
     """The last prefill, and the decoding steps since.
 
     Attributes:
-        stages: in the order they ran.
+        stages: after the encoder and inside the decoder, in the order they ran.
+        tower: those inside the vision tower; `layer` is the tower layer whose output they shorten.
         tokens_per_layer: per image, visual tokens at the input of every layer, [L].
         cache_lengths: per row, valid entries of every layer after the prefill (without a cache: tokens seen), [L].
         positions: per row, a list over decoding steps of the position of the last token in every layer, [L].
     """
 
     stages: list[StageReport] = field(default_factory=list)
+    tower: list[StageReport] = field(default_factory=list)
     tokens_per_layer: list[list[int]] = field(default_factory=list)
     cache_lengths: list[list[int]] = field(default_factory=list)
     positions: list[list[list[int]]] = field(default_factory=list)

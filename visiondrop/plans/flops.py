@@ -10,6 +10,7 @@ and one QK^T of the visual rows.  `lean` counts what is needed: tower up to the 
 head on the last position, scores from q and k already at hand.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .towers import GridTower
@@ -64,12 +65,16 @@ def model_dims(name: str, text, vision, cls: int = 1) -> ModelDims:
     )
 
 
-def tower(dims: ModelDims, patches: int, layers: int, units: int) -> int:
-    """Vision tower: `layers` transformer layers and the patch convolution, for `units` crops or frames."""
-    d, m, n = dims.vision_hidden, dims.vision_intermediate, patches + dims.cls
-    over_frames = (4 * d * d + 2 * units * d) * n if dims.temporal else 0
-    per_layer = (4 * d * d + 2 * d * m) * n + 2 * n * n * d + over_frames
-    return units * 2 * (layers * per_layer + patches * dims.patch_inputs * d)
+def tower(dims: ModelDims, patches: int, layers: int, units: int, rows: Sequence[int] | None = None) -> int:
+    """Vision tower: `layers` transformer layers and the patch convolution, for `units` crops or frames.
+
+    Args:
+        rows: at the input of every layer, [CLS] included, where stages inside the tower make them fewer.
+    """
+    d, m = dims.vision_hidden, dims.vision_intermediate
+    rows = [patches + dims.cls] * layers if rows is None else rows
+    per_row = 4 * d * d + 2 * d * m + (4 * d * d + 2 * units * d if dims.temporal else 0)
+    return units * 2 * (sum(n * per_row + 2 * n * n * d for n in rows) + patches * dims.patch_inputs * d)
 
 
 def projected(plan, dims: ModelDims) -> int:
@@ -113,7 +118,8 @@ def prefill(plan, dims: ModelDims, text: int, lean: bool = False) -> float:
     if dims.grid_tower is not None:  # runs whole, its encoder stage acts on entry of the decoder
         total: float = dims.grid_tower.flops(shape)
     else:
-        total = tower(dims, shape.patches, dims.vision_layers - int(lean), shape.units)
+        depth = dims.vision_layers - int(lean)
+        total = tower(dims, shape.patches, depth, shape.units, plan.tower_rows(depth) if plan.tower else None)
         total += projector(dims, projected(plan, dims))
     total += sum(block(dims, n + text, causal=lean) for n in plan.tokens_per_layer())
     total += head(dims, 1 if lean else plan.counts[-1] + text)

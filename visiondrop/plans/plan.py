@@ -78,6 +78,25 @@ class EncoderStage(_Keeps):
 
 
 @dataclass(frozen=True)
+class TowerStage(_Keeps):
+    """Reduction inside the vision tower, unit by unit: later tower layers see fewer rows.
+
+    Attributes:
+        layer: 0-based tower layer whose output is shortened, before the feature layer.
+        kept: rows of each unit that go on, [CLS] included.
+        select: `(EncoderView, Kept) -> Selection` of rows.
+        probes: 0-based tower layers, since the stage before, whose attention is asked for (`view.at`).
+        adaptive: how many rows go on depends on the picture, and `kept` is the most; it is asked about one picture at a time.
+    """
+
+    layer: int
+    kept: Kept
+    select: Callable[[Any, Kept], Any]
+    probes: tuple[int, ...] = ()
+    adaptive: bool = False
+
+
+@dataclass(frozen=True)
 class Stage(_Keeps):
     """Reduction on entry of a decoder layer.
 
@@ -102,6 +121,7 @@ class Plan:
     """All that a method does to one image shape.
 
     Attributes:
+        tower: stages inside the vision tower, before the encoder stage.
         positions: "compact" (every segment counts its tokens 0..n-1, as the official VisionDrop and PyramidDrop do),
             "original" (survivors keep their position, as FastV does) or "entry" (they keep the one they had on entry of
             the LLM, where positions are numbered anew after an encoder stage).
@@ -116,6 +136,7 @@ class Plan:
     shape: VisualShape
     tokens: int | None = None
     encoder: EncoderStage | None = None
+    tower: tuple[TowerStage, ...] = ()
     stages: tuple[Stage, ...] = ()
     positions: str = "compact"
     text_guided: bool = False
@@ -134,8 +155,35 @@ class Plan:
             raise VisionDropError(
                 f"stage layers {edges}: allowed are distinct ascending layers in 0 … {self.shape.layers - 1}"
             )
+        self._check_tower()
         if any(b > a for a, b in zip(counts, counts[1:])) or counts[-1] < 0:
             raise VisionDropError(f"token counts per stage {counts}: a stage cannot keep more tokens than it receives")
+
+    def _check_tower(self) -> None:
+        """Stages inside the tower stand in order before the feature layer, and end at an equal length for all pictures."""
+        at, rows = [s.layer for s in self.tower], self.tower_rows(self.shape.feature_layer + 2)
+        if at != sorted(set(at)) or any(not 0 <= i < self.shape.feature_layer for i in at):
+            raise VisionDropError(
+                f"tower stages after layers {at}: allowed are distinct ascending layers in 0 … {self.shape.feature_layer - 1}"
+            )
+        if any(b > a for a, b in zip(rows, rows[1:])):
+            raise VisionDropError(f"rows of the tower's layers {rows}: a stage cannot keep more rows than it receives")
+        if self.tower and (self.encoder is None or self.tower[-1].adaptive):
+            raise VisionDropError(
+                "stages inside the tower need an encoder stage, and a last one of a fixed number of rows"
+            )
+
+    def tower_rows(self, layers: int) -> list[int]:
+        """Rows of a unit, [CLS] included, at the input of the tower's first `layers` layers; the most where it depends."""
+        whole, out = self.shape.patches + int(self.shape.cls), []
+        for i in range(layers):
+            out.append(next((s.keep for s in reversed(self.tower) if s.layer < i), whole))
+        return out
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether lengths inside the tower depend on the picture."""
+        return any(stage.adaptive for stage in self.tower)
 
     @property
     def entry(self) -> int:
@@ -227,6 +275,7 @@ class Ledger:
             "units": plan.shape.units,
             "unpruned": plan.shape.tokens,
             "encoder": [plan.encoder.dominant, plan.encoder.contextual] if plan.encoder else None,
+            **({"tower": [[s.layer, s.keep] for s in plan.tower]} if plan.tower else {}),
             "stages": [[s.layer, s.dominant, s.contextual] for s in plan.stages],
             "tokens_per_layer": self.tokens_per_layer,
             "mean": round(self.mean, 4),
@@ -244,6 +293,12 @@ class Ledger:
             budget = f"--tokens {100 * plan.share:g}%, which is {plan.tokens}"
         layout = "" if shape.source == "pad" else f" ({shape.source})"
         lines = [f"method {plan.method}, {budget}, {shape.tokens} visual tokens{layout}, {shape.layers} layers"]
+        if plan.tower:
+            rows = plan.tower_rows(self.dims.vision_layers)
+            for first in (i for i, n in enumerate(rows) if i == 0 or n < rows[i - 1]):
+                last = next((i for i in range(first, len(rows)) if rows[i] < rows[first]), len(rows)) - 1
+                most = " at most" if plan.adaptive and first < plan.tower[-1].layer else ""
+                lines.append(f"  tower layers {first:>2} – {last:<2}  {rows[first]:>4} rows{most}")
         if plan.encoder:
             e = plan.encoder
             each = " per unit" if shape.units > 1 else ""

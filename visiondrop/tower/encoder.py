@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import scores
+from ..ops.selection import Selection
 from ..plans.shape import feature_layer
 
 
@@ -141,6 +142,23 @@ class LayerView:
         return self.key.mean(dim=1)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """One stage inside the tower has run on I pictures of U units.
+
+    Attributes:
+        layer: whose output was shortened; first: ordinal of the first of these pictures among those encoded together.
+        rows: [I * U, R] the tower's own rows before it, or None where all; selection: of them.
+        hidden: [I * U, R', D] states after it.
+    """
+
+    layer: int
+    first: int
+    rows: Tensor | None
+    selection: Selection
+    hidden: Tensor
+
+
 @dataclass
 class Seen:
     """What a tower has made of U units.
@@ -150,6 +168,8 @@ class Seen:
         layer: 0-based; heads: of every layer.
         probes: by layer, what was picked up.
         memory: what selectors keep from stage to stage.
+        rows: [U, R] which of the tower's own rows are left, ascending; None = all.
+        cuts: what stages inside the tower did, when recording.
     """
 
     hidden: Tensor
@@ -157,19 +177,22 @@ class Seen:
     heads: int
     probes: Mapping[int, Probe]
     memory: dict = field(default_factory=dict)
+    rows: Tensor | None = None
+    cuts: list[Cut] = field(default_factory=list)
 
 
 class EncoderView:
-    """What a selector may ask about U units, after the tower.
+    """What a selector may ask about U units, after the tower or inside it.
 
     Attributes:
-        hidden: [U, R, D] states of the feature layer's output, row 0 = [CLS] where there is one.
+        hidden: [U, R, D] output of the feature layer (of a stage inside the tower: its layer), row 0 = [CLS] where there is one.
         cls: whether row 0 is [CLS].
         keep: rows the stage must return per unit.
+        memory: dict kept over all stages of one run of the tower.
     """
 
     def __init__(self, seen: Seen, cls: bool, keep: int, settings: Settings = Settings()):
-        self.hidden, self.cls, self.keep = seen.hidden, cls, keep
+        self.hidden, self.cls, self.keep, self.memory = seen.hidden, cls, keep, seen.memory
         self._seen, self._settings = seen, settings
 
     def at(self, layer: int) -> LayerView:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
-from ..ops.report import StageReport
+from ..ops.report import Report, StageReport
 from ..ops.selection import Selection, gather_rows
-from ..plans.plan import EncoderStage
+from ..plans.plan import EncoderStage, Plan
 from ..plans.shape import VisualShape, feature_layer
-from .encoder import EncoderView, Probe, Seen, Settings, embed, run_layers
+from .encoder import Cut, EncoderView, Probe, Seen, Settings, embed, run_layers
 from .units import Picture, grids_of, join_units, sequence_order, tower_ids
 
 
@@ -55,20 +55,57 @@ def encode(pruner: Any, eyes: Eyes, pictures: Sequence[Picture], images: list[in
 
 
 def look(pruner: Any, eyes: Eyes, pictures: Sequence[Picture]) -> Seen:
-    """The tower up to its feature layer, with what the stage asks of it."""
+    """The tower up to its feature layer, with what the stages ask of it.
+
+    Where lengths inside the tower depend on the picture, one picture after the other: none changes for its neighbours.
+    """
+    plan = pruner.plan_for(pictures[0].shape)
+    if not plan.adaptive:
+        return _look(pruner, eyes, plan, pictures)
+    alone = [_look(pruner, eyes, plan, [picture], i) for i, picture in enumerate(pictures)]
+    return _together(alone)
+
+
+def _look(pruner: Any, eyes: Eyes, plan: Plan, pictures: Sequence[Picture], first: int = 0) -> Seen:
     tower = eyes.tower
-    last = feature_layer(len(tower.encoder.layers), eyes.select_layer)
-    like = next(tower.parameters())
-    pixels = torch.cat([p.pixels for p in pictures]).to(like.device, like.dtype)
-    asked = pruner.plan_for(pictures[0].shape).encoder.probes or (last,)
-    if max(asked) > last:
+    last, like = feature_layer(len(tower.encoder.layers), eyes.select_layer), next(tower.parameters())
+    asked = plan.encoder.probes or (last,)
+    if max(asked + tuple(s.layer + 1 for s in plan.tower)) > last:
         raise UnsupportedError(
             f"method {pruner.method!r} asks for tower layer {max(asked)}, and vision_feature_layer={eyes.select_layer} reads "
             f"the output of layer {last}: leave vision_feature_layer out"
         )
-    probes = {i: Probe() for i in asked}
-    hidden = run_layers(tower, embed(tower, pixels), 0, last, probes)
-    return Seen(hidden, last, tower.encoder.layers[0].self_attn.num_heads, probes)
+    pixels = torch.cat([p.pixels for p in pictures]).to(like.device, like.dtype)
+    seen = Seen(embed(tower, pixels), -1, tower.encoder.layers[0].self_attn.num_heads, {})
+    for stage in plan.tower:
+        _run_to(seen, tower, stage.layer, stage.probes)
+        view = EncoderView(seen, plan.shape.cls, stage.keep, Settings(pruner.chunk, pruner.fused))
+        selection, rows = stage.select(view, stage.kept), seen.rows
+        seen.hidden = gather_rows(seen.hidden, selection.index)
+        seen.rows = selection.index if rows is None else rows.gather(1, selection.index)
+        if pruner.record:
+            seen.cuts.append(Cut(stage.layer, first, rows, selection, seen.hidden))
+    _run_to(seen, tower, last, asked)
+    return seen
+
+
+def _run_to(seen: Seen, tower: nn.Module, last: int, probes: Sequence[int]) -> None:
+    """The tower's layers up to `last`, watched where `probes` say."""
+    seen.probes = {i: Probe() for i in probes}
+    seen.hidden, seen.layer = run_layers(tower, seen.hidden, seen.layer + 1, last, seen.probes), last
+
+
+def _together(alone: Sequence[Seen]) -> Seen:
+    """Pictures seen one by one, whose lengths agree in the end."""
+    if len(alone) == 1:
+        return alone[0]
+    probes = {}
+    for layer in alone[0].probes:
+        probes[layer] = Probe()
+        for name in ("query", "key", "value"):
+            setattr(probes[layer], name, torch.cat([getattr(seen.probes[layer], name) for seen in alone]))
+    hidden, rows = (torch.cat([getattr(seen, name) for seen in alone]) for name in ("hidden", "rows"))
+    return Seen(hidden, alone[0].layer, alone[0].heads, probes, {}, rows, [cut for seen in alone for cut in seen.cuts])
 
 
 def reduce(pruner: Any, eyes: Eyes, seen: Seen, pictures: Sequence[Picture], images: list[int], total: int) -> Encoded:
@@ -80,42 +117,62 @@ def reduce(pruner: Any, eyes: Eyes, seen: Seen, pictures: Sequence[Picture], ima
     value = gather_rows(seen.hidden, selection.index) if selection.value is None else selection.value
     value = value.reshape(len(pictures), -1, value.shape[-1])
     if shape.units > 1 or pruner.record:
-        ids, sequence, order = line_up(selection, stage, shape, pictures, seen.hidden.shape[1])
+        ids = ids_of(shape, seen.rows, len(pictures), selection.index.device)
+        sequence, order = line_up(selection, ids, stage, shape, pictures)
         value = value if order is None else gather_rows(value, order)
         if pruner.record:
+            record(pruner.report, shape, seen, images, total)
             joined = join_units(selection, shape.units, seen.hidden.shape[1])
-            record(pruner.report, images, total, ids, joined, value, sequence)
+            pruner.report.stages[0].record(images, ids, joined, value, sequence)
     return Encoded(eyes.projector(value), sequence if pruner.record else None, seen.hidden)
 
 
-def line_up(
-    selection: Selection, stage: EncoderStage, shape: VisualShape, pictures: Sequence[Picture], rows: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ids, and the LLM's order of the rows that the units keep.
+def ids_of(shape: VisualShape, rows: Tensor | None, images: int, device: torch.device) -> Tensor:
+    """[I, U * R] ids of the rows in hand.
 
     Args:
-        selection: tensors with a leading axis of I * U; rows: R, of each unit before the stage.
+        rows: [I * U, R] which of the tower's own they are, or None where all.
+    """
+    ids = tower_ids(shape.units, shape.patches, shape.cls, device)
+    if rows is None:
+        return ids.expand(images, -1)
+    return ids.view(shape.units, -1).repeat(images, 1).gather(1, rows).view(images, -1)
+
+
+def line_up(
+    selection: Selection, ids: Tensor, stage: EncoderStage, shape: VisualShape, pictures: Sequence[Picture]
+) -> tuple[Tensor, Tensor | None]:
+    """The LLM's order of the rows that the units keep.
+
+    Args:
+        selection: tensors with a leading axis of I * U; ids: [I, U * R] before the stage.
 
     Returns:
-        (ids [I, U * R] before the stage; [I, U * keep] after it, in order; [I, U * keep] long, that order, or None
-        where it is unit after unit).
+        ([I, U * keep] ids in order; [I, U * keep] long, that order, or None where it is unit after unit).
     """
     images, units = len(pictures), shape.units
-    ids = tower_ids(units, shape.patches, shape.cls, selection.index.device).expand(images, -1)
-    sequence = ids.reshape(-1, rows).gather(1, selection.index).view(images, units, -1)
+    sequence = ids.reshape(images * units, -1).gather(1, selection.index).view(images, units, -1)
     if units == 1:
-        return ids, sequence.flatten(1), None
+        return sequence.flatten(1), None
     dominant = sequence.shape[2] if selection.dominant is None else selection.dominant
     grids = None if stage.order == "unit" else grids_of(pictures)
     order = sequence_order(sequence, dominant, shape.patches, grids)
-    return ids, sequence.flatten(1).gather(1, order), order
+    return sequence.flatten(1).gather(1, order), order
 
 
-def record(
-    report: Any, images: list[int], total: int, ids: Tensor, selection: Selection, value: Tensor, sequence: Tensor
-) -> None:
-    """Write the stage's outcome into the report; the first picture of a batch starts it afresh."""
+def record(report: Report, shape: VisualShape, seen: Seen, images: list[int], total: int) -> None:
+    """Make room in the report, which the first picture of a batch starts afresh, and write down cuts inside the tower."""
     if not report.stages or images[0] == 0:
-        report.stages = [StageReport.empty("encoder", total)]
+        report.stages, report.tower = [StageReport.empty("encoder", total)], []
     report.stages[0].grow(total)
-    report.stages[0].record(images, ids, selection, value, sequence)
+    for cut in seen.cuts:
+        known = next((s for s in report.tower if s.layer == cut.layer), None)
+        if known is None:
+            known = StageReport.empty(cut.layer, total)
+            report.tower.append(known)
+        known.grow(total)
+        count = len(cut.hidden) // shape.units
+        ids = ids_of(shape, cut.rows, count, cut.hidden.device)
+        joined = join_units(cut.selection, shape.units, ids.shape[1] // shape.units)
+        states = cut.hidden.reshape(count, -1, cut.hidden.shape[-1])
+        known.record(images[cut.first : cut.first + count], ids, joined, states)
