@@ -15,7 +15,7 @@ from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.prompts import prompt_of
 from llava.static.generate import StaticGenerator
 from visiondrop.errors import VisionDropError
-from visiondrop.families import register
+from visiondrop.families import loading, register
 from visiondrop.plans.flops import ModelDims, model_dims
 from visiondrop.plans.shape import VisualShape
 
@@ -105,13 +105,22 @@ class Loaded:
         device = self.model.device
         return {"input_ids": ids.to(device), "images": pixels.to(device), "image_sizes": [image.size]}
 
+    def generate(self, inputs: dict[str, Any], **settings: Any) -> Tensor:
+        """[B, new] the ids that were generated behind the prompts."""
+        return self.model.generate(**inputs, **settings)
+
     def text(self, ids: Tensor) -> str:
         """The answer that new ids [new] spell."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def load(path: str, dtype: torch.dtype) -> Loaded:
-    """Open a checkpoint folder or hub id on the accelerator, or on the CPU where there is none."""
+def load(path: str, dtype: torch.dtype) -> Loaded | loading.HubLoaded:
+    """Open a checkpoint folder or hub id, of LLaVA or of a family of transformers (docs/models.md).
+
+    On the accelerator, or on the CPU where there is none.
+    """
+    if loading.served_here(path):
+        return loading.load(path, dtype)
     tokenizer, model, image_processor, _ = load_pretrained_model(
         path, None, get_model_name_from_path(path), device_map="auto", torch_dtype=dtype
     )
@@ -123,6 +132,8 @@ def shape_of(path: str) -> VisualShape:
 
     Raises VisionDropError for what is missing or damaged in the folder.
     """
+    if loading.served_here(path):
+        return loading.shape_of(path)
     config = read_checkpoint(path).config
     with torch.device("meta"):
         return LlavaLlamaForCausalLM(config).visual_shape()

