@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .methods.options import option
     from .methods.registry import available, parse, register
     from .methods.staged.visiondrop import VisionDrop
+    from .methods.staged.vscan import VScan
     from .reuse.session import encode
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "parse": "methods.registry",
     "compose": "methods.composed",
     "VisionDrop": "methods.staged.visiondrop",
+    "VScan": "methods.staged.vscan",
     "VisPruner": "methods.encoder.vispruner",
     "VisionZip": "methods.encoder.visionzip",
     "Scope": "methods.encoder.scope",
@@ -80,6 +82,7 @@ __all__ = [
     "SparseVLM",
     "Uniform",
     "UnsupportedError",
+    "VScan",
     "VisPruner",
     "VisionDrop",
     "VisionDropError",

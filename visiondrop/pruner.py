@@ -161,7 +161,7 @@ class Pruner(Unpicklable):
             if shape.tokens >= self.shape.tokens or share_of(choice.tokens) is None:
                 raise
         note = f"{choice.tokens} of {shape.tokens} tokens cannot be met: the image is kept whole"
-        whole = {"encoder": None, "stages": (), "begin": None, "notes": (note,)}
+        whole = {"encoder": None, "tower": (), "stages": (), "begin": None, "notes": (note,)}
         return choice.keep(replace(self.plan, shape=shape, tokens=shape.tokens, **whole))
 
     def ledger(self, text_tokens: int = 63) -> Ledger:

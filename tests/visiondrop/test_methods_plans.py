@@ -20,7 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "configs" / "methods").glob("*.yaml"))}
 BUDGETS = (192, 128, 64, 32)
 SPARSEVLM_MEANS = {192: 206.5, 128: 145.40625, 64: 82.25}
-UNREACHABLE = {("fastv", 32): "36 … 576", ("pyramiddrop", 32): "36 … 576", ("sparsevlm", 32): "64, 96, 128, 192"}
+UNREACHABLE = {
+    ("fastv", 32): "36 … 576",
+    ("pyramiddrop", 32): "36 … 576",
+    ("sparsevlm", 32): "64, 96, 128, 192",
+    ("vscan", 32): "the nearest are",
+}
 METHODS = [name for name in visiondrop.available() if name not in ("none", "toy")]
 ROWS = [(name, row) for name, table in TABLES.items() for row in table["settings"]]
 PRESETS = [(name, row) for name, table in TABLES.items() for row in table["presets"]]
@@ -98,8 +103,9 @@ def test_presets_are_explicit_amounts_by_name(name, row):
 
 def test_every_preset_of_the_code_is_in_a_table():
     from visiondrop.methods.decoder import fastv, pyramiddrop, sparsevlm
+    from visiondrop.methods.staged import vscan
 
-    for name, module in (("fastv", fastv), ("pyramiddrop", pyramiddrop)):
+    for name, module in (("fastv", fastv), ("pyramiddrop", pyramiddrop), ("vscan", vscan)):
         assert set(module.PRESETS) == {row["preset"] for row in TABLES[name]["presets"]}
     rows = TABLES["sparsevlm"]["settings"]
     assert {t: list(kept) for t, kept in sparsevlm.TABLES.items()} == {r["tokens"]: r["amounts"]["keep"] for r in rows}

@@ -28,9 +28,15 @@ BASELINES = (
     "sparsevlm-v1.5",
     "visionzip",
     "vispruner",
+    "vscan",
 )
 NAMES = sorted(p.stem for p in FOLDER.glob("*.npz") if p.stem.split("_")[0] in BASELINES and "function" not in p.stem)
-TOWERS = {"hiprune": "deep", "flowcut": "deep", "flowcut-sharp": "sharp"}  # of the traces made with 24 tower layers
+TOWERS = {
+    "hiprune": "deep",
+    "flowcut": "deep",
+    "flowcut-sharp": "sharp",
+    "vscan": "deep",
+}  # of the traces made with 24 tower layers
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,9 @@ def settings(name: str, trace: dict) -> dict:
         return dict(
             method="sparsevlm", tokens=int(setting), noise=[torch.from_numpy(trace[f"s{s}_noise"]) for s in (1, 2, 3)]
         )
+    if kind == "vscan":
+        keep = int(trace["visual_token_num"]), int(trace["image_token_list"][1])
+        return dict(method=kind, tokens=int(setting)) if setting != "32" else dict(method=kind, keep=keep)
     if kind == "divprune" and "." in setting:
         return dict(method=kind, ratio=float(setting))
     return dict(method=kind.split("-")[0], tokens=int(setting))
@@ -153,6 +162,18 @@ def compare_flowcut(trace: dict, report) -> None:
     assert stage.layer == "encoder" and stage.dominant[0].tolist() == trace["kept"].tolist()
     close(stage.hidden[0], trace["tower_out"][1:])
     assert report.cache_lengths[0] == trace["cache_lengths"].tolist() == [57 + count] * 32 == report.positions[0][0]
+
+
+def compare_vscan(trace: dict, report) -> None:
+    first, second = report.stages
+    assert first.layer == "encoder" and first.reference[0].tolist() == trace["kept"].tolist() == first.kept().tolist()
+    assert first.merged[0].tolist() == trace["merged_ids"].tolist()
+    assert first.assignment[0].tolist() == trace["assignment"].tolist()
+    close(first.hidden[0], trace["visual_in"])
+    assert second.layer == trace["layer_list"][0] and second.kept().tolist() == trace["llm_kept_grid"].tolist()
+    close(second.scores[0], trace["llm_score"], 1e-6)
+    close(second.hidden[0], trace["hidden_after_stage"][35 : 35 + len(trace["llm_kept_grid"])])
+    assert report.cache_lengths[0] == trace["cache_lengths"].tolist() == report.positions[0][0]
 
 
 def close(got: torch.Tensor, wanted: np.ndarray, tolerance: float = TOLERANCE) -> None:

@@ -85,6 +85,9 @@ def reachable(solve: Callable[[int, VisualShape], Plan | None], shape: VisualSha
 def out_of_reach(method: str, tokens: int | None, shape: VisualShape, good: list[int]) -> VisionDropError:
     """The error for a budget that `method` cannot meet; it names the budgets that it can, `good`."""
     what = f"reachable with these settings: {ranges(good)}" if good else "no budget is reachable with these settings"
+    if tokens is not None and good and good[0] < tokens < good[-1]:
+        below, above = max(t for t in good if t < tokens), min(t for t in good if t > tokens)
+        what += f"; the nearest are {below} and {above}"
     return VisionDropError(
         f"a budget of {tokens} tokens is not reachable for method {method!r} on {shape.tokens} visual tokens and "
         f"{shape.layers} layers; {what}"

@@ -78,11 +78,14 @@ def tower(dims: ModelDims, patches: int, layers: int, units: int, rows: Sequence
 
 
 def projected(plan, dims: ModelDims) -> int:
-    """Rows that go through the projector: what the encoder stage keeps, else every patch (newlines are added later).
+    """Rows that go through the projector: what the encoder stage keeps, or, where it chooses by projected states or there
+    is none, every patch (newlines are added later).
 
     A video tower hands the [CLS] of each frame on as well.
     """
     shape = plan.shape
+    if plan.encoder is not None and plan.encoder.projected:
+        return shape.units * shape.patches
     return plan.entry if plan.encoder else shape.units * (shape.patches + (dims.cls if shape.kind == "video" else 0))
 
 

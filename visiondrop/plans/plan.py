@@ -65,9 +65,10 @@ class EncoderStage(_Keeps):
         kept: rows per unit that go to the projector.
         select: `(EncoderView, Kept) -> Selection`, a plain function; its settings are bound with `functools.partial`.
         order: how the units' rows are lined up for the LLM: "unit" (unit after unit) or the multi-crop orders
-            "canvas" (VisionZip) and "raster" (VisPruner).
+            "canvas" (VisionZip: contextual rows last) and "raster" (VisPruner: all rows).
         scoring: what chooses, for a reader of the plan: "cls" ([CLS] attention of the tower), or "" for anything else.
         probes: 0-based tower layers whose attention is asked for (`view.at`); none = the feature layer alone.
+        projected: all patches go through the projector first (`view.projected`), and the rows that are kept are projected.
     """
 
     kept: Kept
@@ -75,6 +76,7 @@ class EncoderStage(_Keeps):
     order: str = "unit"
     scoring: str = ""
     probes: tuple[int, ...] = ()
+    projected: bool = False
 
 
 @dataclass(frozen=True)

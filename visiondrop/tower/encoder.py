@@ -5,9 +5,10 @@ picked up; from them only the rows of the attention that a score needs are compu
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -191,9 +192,21 @@ class EncoderView:
         memory: dict kept over all stages of one run of the tower.
     """
 
-    def __init__(self, seen: Seen, cls: bool, keep: int, settings: Settings = Settings()):
+    def __init__(
+        self,
+        seen: Seen,
+        cls: bool,
+        keep: int,
+        settings: Settings = Settings(),
+        projector: Callable[[Tensor], Tensor] | None = None,
+    ):
         self.hidden, self.cls, self.keep, self.memory = seen.hidden, cls, keep, seen.memory
-        self._seen, self._settings = seen, settings
+        self._seen, self._settings, self._projector = seen, settings, projector
+
+    @cached_property
+    def projected(self) -> Tensor:
+        """[U, n, D'] embeddings of all patches, for a stage whose plan says `projected`."""
+        return self._projector(self.hidden[:, int(self.cls) :])
 
     def at(self, layer: int) -> LayerView:
         """The attention of a tower layer that the stage names in `probes`."""

@@ -112,9 +112,13 @@ def reduce(pruner: Any, eyes: Eyes, seen: Seen, pictures: Sequence[Picture], ima
     """`encode` from what the tower has made of the pictures."""
     shape = pictures[0].shape
     stage = pruner.plan_for(shape).encoder
-    view = EncoderView(seen, shape.cls, stage.keep, Settings(pruner.chunk, pruner.fused))
+    view = EncoderView(seen, shape.cls, stage.keep, Settings(pruner.chunk, pruner.fused), eyes.projector)
     selection, sequence = stage.select(view, stage.kept), None
-    value = gather_rows(seen.hidden, selection.index) if selection.value is None else selection.value
+    value = selection.value
+    if value is None and stage.projected:
+        value = gather_rows(view.projected, selection.index - int(shape.cls))
+    elif value is None:
+        value = gather_rows(seen.hidden, selection.index)
     value = value.reshape(len(pictures), -1, value.shape[-1])
     if shape.units > 1 or pruner.record:
         ids = ids_of(shape, seen.rows, len(pictures), selection.index.device)
@@ -124,7 +128,8 @@ def reduce(pruner: Any, eyes: Eyes, seen: Seen, pictures: Sequence[Picture], ima
             record(pruner.report, shape, seen, images, total)
             joined = join_units(selection, shape.units, seen.hidden.shape[1])
             pruner.report.stages[0].record(images, ids, joined, value, sequence)
-    return Encoded(eyes.projector(value), sequence if pruner.record else None, seen.hidden)
+    embeds = value if stage.projected else eyes.projector(value)
+    return Encoded(embeds, sequence if pruner.record else None, seen.hidden)
 
 
 def ids_of(shape: VisualShape, rows: Tensor | None, images: int, device: torch.device) -> Tensor:
@@ -154,7 +159,8 @@ def line_up(
     sequence = ids.reshape(images * units, -1).gather(1, selection.index).view(images, units, -1)
     if units == 1:
         return sequence.flatten(1), None
-    dominant = sequence.shape[2] if selection.dominant is None else selection.dominant
+    whole = selection.dominant is None or stage.order == "raster"
+    dominant = sequence.shape[2] if whole else selection.dominant
     grids = None if stage.order == "unit" else grids_of(pictures)
     order = sequence_order(sequence, dominant, shape.patches, grids)
     return sequence.flatten(1).gather(1, order), order
