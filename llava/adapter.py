@@ -14,7 +14,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.prompts import prompt_of
 from llava.static.generate import StaticGenerator
-from visiondrop.errors import VisionDropError
+from visiondrop.errors import UnsupportedError, VisionDropError
 from visiondrop.families import loading, register
 from visiondrop.plans.flops import ModelDims, model_dims
 from visiondrop.plans.shape import VisualShape
@@ -54,6 +54,13 @@ class NativeAdapter:
             self.model.__dict__.pop("static", None)  # the class says None
 
         return undo
+
+    def check_encoder_score(self, wanted: str) -> str:
+        """Refused: the papers say what ranks patches here."""
+        raise UnsupportedError(
+            f"encoder_score={wanted!r}: in LLaVA's towers patches are ranked as the papers say, by [CLS] where there is one; "
+            "leave it out"
+        )
 
     def compile(self) -> None:
         """Let `generate` run with static shapes under the method that is attached, until it is undone."""

@@ -140,6 +140,7 @@ def apply(
     fused: bool = False,
     compile: bool = False,
     min_tokens: int = 0,
+    encoder_score: str | None = None,
     shape: VisualShape | None = None,
     options: dict[str, Any] | None = None,
     **more: Any,
@@ -147,11 +148,12 @@ def apply(
     """Switch pruning on for `model`, in place and reversibly; other models in the process are untouched.
 
     Args:
-        model: our `llava` class, or transformers' `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or
-            `VideoLlavaForConditionalGeneration`.
+        model: our `llava` class, or a model of transformers: LLaVA-1.5, LLaVA-NeXT, Video-LLaVA, and the families of
+            `families.table` (docs/models.md).
         method: a method's value, e.g. `VisionDrop(tokens=64, merge=False)` or `compose(...)`, or a registered name with its
             settings in the other arguments; "none" is the stock model.
-        tokens: the budget, mean visual tokens per decoder layer; "22%" or 0.22: a share of the image's own tokens.
+        tokens: the budget, mean visual tokens per decoder layer; "22%" or 0.22: a share of the image's own tokens;
+            "qwen2.5-vl-25": a published setting (`plans.presets`).
         report: record what every stage keeps in `handle.report`.
         chunk: visual query rows scored at once; memory of a stage is heads x chunk x length.
         fused: score without any map where triton and a CUDA card allow it (`visiondrop.ops.fused`).
@@ -160,6 +162,8 @@ def apply(
             a machine without a compiler, runs as ever; one sentence is logged.  For our `llava` class.
         shape: an ordinary image, where it is not what the model's configuration says (a fixed number of crops): what budgets
             and `handle.plan` are stated for.
+        encoder_score: what ranks patches after the encoder on towers with a [CLS] that the papers do not speak of (InternVL):
+            "received", the default there, or "cls".
         min_tokens: with a share ("22%") as budget, the fewest tokens a small image is left with.
         options, more: the method's own options, e.g. `score="text"`, `merge="off"`.
 
@@ -173,6 +177,8 @@ def apply(
     name, tokens, settings = request(method, tokens, {**(options or {}), **more})
     pruner = Pruner(name, tokens, settings, shape or adapter.shape(), adapter.dims(), report, chunk, min_tokens)
     pruner.fused = fused
+    if encoder_score is not None:
+        pruner.encoder_score = adapter.check_encoder_score(encoder_score)
     previous = handle_of(model)
     if previous is not None:
         previous.remove()

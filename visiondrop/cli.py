@@ -16,7 +16,7 @@ from .errors import VisionDropError, command_line
 from .methods.composed import JOIN
 from .methods.options import options_in
 from .methods.registry import available, method_class, options_of
-from .plans.budget import Budget
+from .plans.budget import Budget, is_name
 
 DEFAULT_MODEL = "liuhaotian/llava-v1.5-7b"
 
@@ -33,7 +33,9 @@ def read_options(pairs: list[str]) -> dict[str, str]:
 
 
 def budget(text: str) -> Budget:
-    """--tokens as a whole number, or as a share of the image's tokens: 64, 22%, 0.22."""
+    """--tokens as a whole number, a share of the image's tokens, or a published setting: 64, 22%, 0.22, qwen2.5-vl-25."""
+    if is_name(text):
+        return text
     try:
         return text if text.endswith("%") else float(text) if "." in text else int(text)
     except ValueError:
@@ -55,7 +57,8 @@ def add_method_arguments(parser: argparse.ArgumentParser, tokens: int | None = N
         "--tokens",
         type=budget if shares else int,
         default=tokens,
-        help="the budget: mean visual tokens per LLM layer" + (", or a share of the image's: 22%%" if shares else ""),
+        help="the budget: mean visual tokens per LLM layer"
+        + (", or a share of the image's: 22%%, or a published setting: qwen2.5-vl-25" if shares else ""),
     )
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method; repeat"

@@ -13,7 +13,7 @@ from .compat import will_recompute
 from .errors import UnsupportedError, VisionDropError
 from .methods.registry import make_plan
 from .ops.report import Report
-from .plans.budget import Budget, share_of
+from .plans.budget import Budget, is_name, share_of
 from .plans.flops import ModelDims
 from .plans.plan import Ledger, Plan
 from .plans.shape import VisualShape
@@ -158,11 +158,11 @@ class Pruner(Unpicklable):
         try:
             return choice.plan_for(shape)
         except VisionDropError:
-            if shape.tokens >= self.shape.tokens or share_of(choice.tokens) is None:
+            if shape.tokens >= self.shape.tokens or not (is_name(choice.tokens) or share_of(choice.tokens)):
                 raise
         note = f"{choice.tokens} of {shape.tokens} tokens cannot be met: the image is kept whole"
-        whole = {"encoder": None, "tower": (), "stages": (), "begin": None, "notes": (note,)}
-        return choice.keep(replace(self.plan, shape=shape, tokens=shape.tokens, **whole))
+        whole = replace(self.plan, shape=shape, tokens=shape.tokens, encoder=None, tower=(), stages=(), begin=None)
+        return choice.keep(replace(whole, notes=(note,)))
 
     def ledger(self, text_tokens: int = 63) -> Ledger:
         """Tokens per layer, cache entries and FLOPs for an ordinary image of this model."""

@@ -380,3 +380,22 @@ def test_what_would_be_wrong_is_refused(model, name):
     with pytest.raises(UnsupportedError):
         copy.deepcopy(visiondrop.apply(model, "visiondrop", "50%"))
     visiondrop.apply(model, "none").remove()
+
+
+def test_internvl_may_choose_by_cls(name):
+    model, given, maps = tiny.build(name, attn="eager"), one(name), []
+    if name != "internvl":
+        with pytest.raises(UnsupportedError, match="allowed for .* are received"):
+            visiondrop.apply(model, "vispruner", "50%", encoder_score="cls")
+        return
+    layer = scored_attention(model, name)
+    hook = layer.register_forward_hook(lambda module, args, output: maps.append(output[1]))
+    with visiondrop.apply(model, "vispruner", "50%", report=True, encoder_score="cls") as handle:
+        logits(model, given)
+        found = handle.report.stages[0].scores[0]
+    hook.remove()
+    expected = patches_to_tokens(model, name, maps[0][:, :, 0, 1:].mean(1).flatten(), given)
+    assert (found - expected).abs().max() <= 1e-6
+    with visiondrop.apply(model, "vispruner", "50%", report=True) as handle:
+        logits(model, given)
+        assert not torch.allclose(handle.report.stages[0].scores[0], expected, atol=1e-6)

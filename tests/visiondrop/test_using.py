@@ -97,3 +97,19 @@ def test_min_tokens_guards_a_share():
     assert plan.tokens == 16 and plan.ledger().mean == 16
     assert make_plan("visionzip", "10%", VisualShape(layers=32, patches=9), {}, min_tokens=16).tokens == 9
     assert make_plan("visionzip", "10%", large, {}, min_tokens=16).tokens == 58
+
+
+def test_presets_are_published_shares():
+    from visiondrop.methods.registry import make_plan
+    from visiondrop.plans.presets import PRESETS
+    from visiondrop.plans.shape import VisualShape
+
+    shape = VisualShape(layers=28, patches=1024, cls=False, grid=(1, 32, 32))
+    assert make_plan("visionzip", "qwen2.5-vl-25", shape, {}).tokens == 256
+    fastv = make_plan("fastv", "qwen2.5-vl-25", shape, {})
+    assert fastv.stages[0].layer == 2 and fastv.stages[0].keep == 256
+    assert all(0 < preset.share(method) < 1 for preset in PRESETS.values() for method in preset.methods)
+    with pytest.raises(VisionDropError, match="not published for method 'pool'"):
+        make_plan("pool", "qwen2.5-vl-25", shape, {})
+    with pytest.raises(VisionDropError, match="qwen2.5-vl-10"):
+        make_plan("visionzip", "qwen2.5-vl-11", shape, {})

@@ -104,6 +104,16 @@ class DynamicAdapter(HubAdapter):
             "(AutoProcessor.from_pretrained), in place of tokenizer=, image_processor= and prompt="
         )
 
+    def check_encoder_score(self, wanted: str) -> str:
+        """`encoder_score` of `apply`, where the tower has what it asks for."""
+        allowed = ENCODER_SCORES if self._has_cls else ENCODER_SCORES[:1]
+        if wanted not in allowed:
+            raise UnsupportedError(
+                f"encoder_score={wanted!r}: allowed for {self.family.title} are {', '.join(allowed)}"
+                + ("" if self._has_cls else " (its tower has no [CLS])")
+            )
+        return wanted
+
     def feature_calls(self) -> dict[str, Callable]:
         """Every call that encodes notes what it encoded."""
         names = {"image": "get_image_features", **({"video": "get_video_features"} if self.family.videos else {})}

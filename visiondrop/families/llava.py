@@ -70,6 +70,13 @@ class HubLlavaAdapter(HubAdapter):
         name = config.name_or_path or type(self.model).__name__
         return model_dims(name, config.text_config, config.vision_config, int(self.has_cls))
 
+    def check_encoder_score(self, wanted: str) -> str:
+        """Refused: the papers say what ranks patches here."""
+        raise UnsupportedError(
+            f"encoder_score={wanted!r}: in LLaVA's towers patches are ranked as the papers say, by [CLS] where there is one; "
+            "leave it out"
+        )
+
     def inputs(self, ids: list[int], image: Any, processor: Any = None) -> dict[str, Any]:
         """Arguments of a forward pass over `ids` and, after them, one image.
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VisionDropError, closest
-from ..plans.budget import Budget, check_budget, least_tokens, out_of_reach, reachable, scaling_notes, share_of
+from ..plans.budget import Budget, check_budget, is_name, least_tokens, out_of_reach, reachable, scaling_notes, share_of
 from ..plans.plan import Plan
+from ..plans.presets import preset_share
 from ..plans.shape import VisualShape
 from .composed import JOIN, Composed
 from .method import Method, from_function
@@ -124,12 +125,14 @@ def make_plan(method: str, tokens: Budget, shape: VisualShape, options: dict[str
 
     Args:
         tokens: the budget, mean visual tokens per decoder layer; a share of the image's ("22%", 0.22) is the smallest
-            reachable budget that is no less.  None where the options give explicit amounts.
+            reachable budget that is no less; a name ("qwen2.5-vl-25"): a published setting.  None where the options give explicit amounts.
         shape: model depth and image size.
         options: the method's own options; unknown names are refused.
         min_tokens: the least that a share may come to, where the image has as many.
     """
     check_options(method, options)
+    if is_name(tokens):
+        tokens = preset_share(method, tokens)
     share = share_of(tokens)
     if min_tokens and share is None:
         raise VisionDropError(

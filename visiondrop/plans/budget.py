@@ -5,7 +5,7 @@ A budget is a whole number of tokens, or a share of the image's own: 0.22 and "2
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import VisionDropError
 from .plan import Plan
@@ -50,6 +50,11 @@ def share_of(tokens: Any) -> float | None:
     except ValueError:
         raise VisionDropError(f"tokens={tokens!r}: allowed are shares above 0% and up to 100%") from None
     return share
+
+
+def is_name(tokens: Any) -> TypeGuard[str]:
+    """Whether a budget is the name of a preset (`plans.presets`): text that begins with a letter."""
+    return isinstance(tokens, str) and tokens.strip()[:1].isalpha()
 
 
 def least_tokens(share: float, shape: VisualShape, floor: int = 0) -> int:
