@@ -16,7 +16,8 @@ from .errors import VisionDropError, command_line
 from .methods.composed import JOIN
 from .methods.options import options_in
 from .methods.registry import available, method_class, options_of
-from .plans.budget import Budget, is_name
+from .plans.budget import Budget
+from .plans.presets import PRESETS
 
 DEFAULT_MODEL = "liuhaotian/llava-v1.5-7b"
 
@@ -34,12 +35,12 @@ def read_options(pairs: list[str]) -> dict[str, str]:
 
 def budget(text: str) -> Budget:
     """--tokens as a whole number, a share of the image's tokens, or a published setting: 64, 22%, 0.22, qwen2.5-vl-25."""
-    if is_name(text):
+    if text in PRESETS:
         return text
     try:
         return text if text.endswith("%") else float(text) if "." in text else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write 64, 22% or 0.22") from None
+        raise argparse.ArgumentTypeError(f"{text!r}: write 64, 22% or 0.22, or one of {', '.join(PRESETS)}") from None
 
 
 def add_method_arguments(parser: argparse.ArgumentParser, tokens: int | None = None, shares: bool = False) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VisionDropError, closest
-from ..plans.budget import Budget, check_budget, is_name, least_tokens, out_of_reach, reachable, scaling_notes, share_of
+from ..plans.budget import Budget, count_of, is_name, out_of_reach, reachable, scaling_notes, share_of
 from ..plans.plan import Plan
 from ..plans.presets import preset_share
 from ..plans.shape import VisualShape
@@ -134,12 +134,7 @@ def make_plan(method: str, tokens: Budget, shape: VisualShape, options: dict[str
     if is_name(tokens):
         tokens = preset_share(method, tokens)
     share = share_of(tokens)
-    if min_tokens and share is None:
-        raise VisionDropError(
-            f"min_tokens={min_tokens} with tokens={tokens!r}: a least number of tokens per image guards a share of the "
-            "image's own, e.g. tokens='22%'"
-        )
-    count = None if tokens is None else least_tokens(share, shape, min_tokens) if share else check_budget(tokens, shape)
+    count = count_of(tokens, share, shape, min_tokens)
     value = parse(method, None, options)
     plan = value.plan(count, shape)
     if plan is None:

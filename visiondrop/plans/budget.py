@@ -81,6 +81,22 @@ def check_budget(tokens: Any, shape: VisualShape) -> int:
     return int(tokens)
 
 
+def count_of(tokens: Any, share: float | None, shape: VisualShape, min_tokens: int = 0) -> int | None:
+    """The whole number of tokens that a budget asks for on an image of `shape`; None where there is no budget.
+
+    Args:
+        share: `share_of(tokens)`; min_tokens: the least that a share may come to, where the image has as many.
+    """
+    if share is not None:
+        return least_tokens(share, shape, min_tokens)
+    if min_tokens:
+        raise VisionDropError(
+            f"min_tokens={min_tokens} with tokens={tokens!r}: a least number of tokens per image guards a share of the "
+            "image's own, e.g. tokens='22%'"
+        )
+    return None if tokens is None else check_budget(tokens, shape)
+
+
 def reachable(solve: Callable[[int, VisualShape], Plan | None], shape: VisualShape) -> list[int]:
     """The budgets for which `solve` has a plan, ascending.  One probe costs tens of microseconds: all are tried."""
     limit = shape.nominal if shape.units != shape.nominal_units else max(shape.tokens, shape.nominal)
