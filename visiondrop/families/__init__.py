@@ -1,6 +1,6 @@
 """One adapter per model family: where its stack and tower are, and how pruning is attached to them."""
 
-from .dynamic import DynamicAdapter
+from .dynamic import DynamicAdapter, serve
 from .llava import HubLlavaAdapter
 from .llava_next import HubLlavaNextAdapter
 from .registry import adapter_for, loader, register
@@ -8,7 +8,7 @@ from .table import FAMILIES
 from .video_llava import HubVideoLlavaAdapter
 
 for _family in FAMILIES:
-    register(*_family.classes)(type("DynamicAdapter", (DynamicAdapter,), {"family": _family}))
+    serve(_family)
 
 __all__ = [
     "DynamicAdapter",
@@ -18,4 +18,5 @@ __all__ = [
     "adapter_for",
     "loader",
     "register",
+    "serve",
 ]

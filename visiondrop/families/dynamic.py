@@ -28,6 +28,7 @@ from ..stack.layout import Image
 from .dims import dims_of
 from .hooks import HubAdapter
 from .patches import PATCHES, grid_of, tiles_of
+from .registry import register
 from .table import Family
 from .tap import Taken, Tap
 
@@ -338,3 +339,8 @@ class DynamicAdapter(HubAdapter):
             return guarded(*args, **kwargs)
 
         return generate
+
+
+def serve(family: Family) -> None:
+    """Let `apply` serve the classes of `family`: what a row of the table does when the package is imported."""
+    register(*family.classes)(type("DynamicAdapter", (DynamicAdapter,), {"family": family}))
