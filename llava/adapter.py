@@ -18,6 +18,7 @@ from visiondrop.errors import UnsupportedError, VisionDropError
 from visiondrop.families import loading, register
 from visiondrop.plans.flops import ModelDims, model_dims
 from visiondrop.plans.shape import VisualShape
+from visiondrop.tower.clip_text import published
 
 
 @register("LlavaLlamaForCausalLM")
@@ -30,6 +31,10 @@ class NativeAdapter:
     def shape(self) -> VisualShape:
         """An ordinary image of this model."""
         return self.model.visual_shape()
+
+    def clip(self) -> str | None:
+        """The CLIP that the tower came from, as the checkpoint names it."""
+        return self.model.config.mm_vision_tower or published(self.model.config.vision_config)
 
     def dims(self) -> ModelDims:
         """The model's widths."""

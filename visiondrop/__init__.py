@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .methods.decoder.fastv import FastV
     from .methods.decoder.pyramiddrop import PyramidDrop
     from .methods.decoder.sparsevlm import SparseVLM
+    from .methods.encoder.cdpruner import CDPruner
     from .methods.encoder.flowcut import FlowCut
     from .methods.encoder.hiprune import HiPrune
     from .methods.encoder.scope import Scope
@@ -48,6 +49,7 @@ _HOMES = {
     "VisPruner": "methods.encoder.vispruner",
     "VisionZip": "methods.encoder.visionzip",
     "Scope": "methods.encoder.scope",
+    "CDPruner": "methods.encoder.cdpruner",
     "FlowCut": "methods.encoder.flowcut",
     "HiPrune": "methods.encoder.hiprune",
     "DivPrune": "methods.decoder.divprune",
@@ -68,6 +70,7 @@ _HOMES = {
     "encode": "reuse.session",
 }
 __all__ = [
+    "CDPruner",
     "DivPrune",
     "Scope",
     "FastV",

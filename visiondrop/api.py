@@ -1,7 +1,7 @@
 """The public calls: `plan` before any model, `apply` on a model, and the handle it returns."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from .plans.flops import ModelDims
 from .plans.plan import Ledger, Plan
 from .plans.shape import VisualShape
 from .pruner import CHUNK, Pruner, Unpicklable
+from .tower.questions import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,20 @@ class Handle(Unpicklable):
         with self._pruner.using("none", None, {}):
             yield self
 
+    @contextmanager
+    def questions(self, texts: Sequence[str | Sequence[int]]) -> Iterator["Handle"]:
+        """What this thread's pictures are asked inside the block, for methods that read it before the language model does.
+
+            with handle.questions(["What color is the bus?"]):
+                answer = model.generate(...)
+
+        Args:
+            texts: one question for each picture of a batch, in prompt order, or one for all; words alone, without template
+                and format instruction, or ids of CLIP's tokenizer.  Methods that do not read it leave it unread.
+        """
+        with self._pruner.reader.questions.hold(texts):
+            yield self
+
     @property
     def ledger(self) -> Ledger:
         """Tokens per layer, mean, cache entries and FLOPs for an ordinary image of this model."""
@@ -142,6 +157,7 @@ def apply(
     min_tokens: int = 0,
     encoder_score: str | None = None,
     shape: VisualShape | None = None,
+    tokenizer: Any = None,
     options: dict[str, Any] | None = None,
     **more: Any,
 ) -> Handle:
@@ -165,6 +181,8 @@ def apply(
         encoder_score: what ranks patches after the encoder on towers with a [CLS] that the papers do not speak of (InternVL):
             "received", the default there, or "cls".
         min_tokens: with a share ("22%") as budget, the fewest tokens a small image is left with.
+        tokenizer: of the language model; methods that read the question before it does then find it in the prompt, behind
+            the picture (see `Handle.questions`).
         options, more: the method's own options, e.g. `score="text"`, `merge="off"`.
 
     Returns:
@@ -179,6 +197,12 @@ def apply(
     pruner.fused = fused
     if encoder_score is not None:
         pruner.encoder_score = adapter.check_encoder_score(encoder_score)
+    pruner.reader = Reader(adapter.clip() if hasattr(adapter, "clip") else None, tokenizer)
+    return _attach(model, adapter, pruner, compile)
+
+
+def _attach(model: nn.Module, adapter: Any, pruner: Pruner, compile: bool) -> Handle:
+    """The new handle of `model`, in place of an earlier one."""
     previous = handle_of(model)
     if previous is not None:
         previous.remove()

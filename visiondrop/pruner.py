@@ -21,6 +21,7 @@ from .stack.cache import PrunedCache
 from .stack.layout import Layout
 from .stack.passes import ContinueRun, PrefillRun
 from .stack.prompts import Prompts
+from .tower.questions import Reader
 
 CHUNK = 256
 
@@ -62,8 +63,15 @@ class Choice:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for choices that were asked for alike."""
-        options = tuple(sorted((name, repr(value)) for name, value in self.options.items()))
+        options = tuple(sorted((name, _identity(value)) for name, value in self.options.items()))
         return self.method, self.tokens, options, self.min_tokens
+
+
+def _identity(value: Any) -> str:
+    """A value's text; of a model, which says nothing of its weights, which object it is."""
+    if isinstance(value, tuple):
+        return str(tuple(map(_identity, value)))
+    return f"{type(value).__name__} {id(value)}" if isinstance(value, nn.Module) else repr(value)
 
 
 class Pruner(Unpicklable):
@@ -75,6 +83,7 @@ class Pruner(Unpicklable):
         fused: whether scores may use the fused kernel (`visiondrop.ops.fused`).
         keeps_positions: tokens keep their positions whatever the plan says (M-RoPE, which no number of order replaces).
         own_rotary: the decoder's attention rotates by a function of its own, see `ops.scores.finish`.
+        reader: questions for encoder stages that read them.
         encoder_score: what ranks patches where a tower without the papers' [CLS] leaves a choice: "received" or "cls".
     """
 
@@ -92,7 +101,7 @@ class Pruner(Unpicklable):
         self.shape, self.dims, self.record, self.chunk = shape, dims, record, chunk
         self.fused = self.keeps_positions = self.own_rotary = False
         self.encoder_score = "received"
-        self.prompts = Prompts()
+        self.prompts, self.reader = Prompts(), Reader()
         self._reports = _Reports()
         self._own = Choice(method, tokens, options, min_tokens)
         self._choices = {self._own.key: self._own}
@@ -161,8 +170,9 @@ class Pruner(Unpicklable):
             if shape.tokens >= self.shape.tokens or not (is_name(choice.tokens) or share_of(choice.tokens)):
                 raise
         note = f"{choice.tokens} of {shape.tokens} tokens cannot be met: the image is kept whole"
-        whole = replace(self.plan, shape=shape, tokens=shape.tokens, encoder=None, tower=(), stages=(), begin=None)
-        return choice.keep(replace(whole, notes=(note,)))
+        nothing = {"encoder": None, "question": None, "extra_flops": None, "begin": None}
+        whole: dict[str, Any] = {**nothing, "tower": (), "stages": (), "notes": (note,)}
+        return choice.keep(replace(self.plan, shape=shape, tokens=shape.tokens, **whole))
 
     def ledger(self, text_tokens: int = 63) -> Ledger:
         """Tokens per layer, cache entries and FLOPs for an ordinary image of this model."""

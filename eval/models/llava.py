@@ -6,6 +6,7 @@ whole batch); it runs on CPU processes; answers are stored as they come.  Prompt
 generation settings are the same, so with pruning off both give the same answers.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 import visiondrop
 from eval.errors import EvaluationError
-from eval.models.request import Request, pictures
+from eval.models.request import Request, bare, pictures
 from eval.models.reuse import ImageReuse
 from eval.results.answers import AnswerStore, question_key
 from eval.settings import ModelSettings
@@ -46,6 +47,7 @@ class LlavaVisionDrop(lmms):
 
     Attributes:
         settings: what it was made from, device and dtype filled in.
+        handle: of the method that is applied.
         ledger: tokens per layer, mean, FLOPs of the plan in force.
         store: where answers are kept, or None.
         reused: answers that were taken from the store.
@@ -75,8 +77,8 @@ class LlavaVisionDrop(lmms):
             use_layout(self.model, settings.layout)
         compiling = settings.compile == "on"
         how = {"tokens": settings.tokens, "compile": compiling, "options": settings.options}
-        handle = visiondrop.apply(self.model, method=settings.method, **how)
-        self.ledger, self.static = handle.ledger, self.model.static  # lmms-eval takes the model away at the end
+        self.handle = visiondrop.apply(self.model, method=settings.method, **how)
+        self.ledger, self.static = self.handle.ledger, self.model.static  # lmms-eval takes the model away at the end
         self.reuse = ImageReuse(self, current_pruner(self.model)) if settings.reuse == "on" else None
         if self.sharded:
             if compiling:
@@ -254,16 +256,22 @@ class LlavaVisionDrop(lmms):
         for i, request in enumerate(made):
             start = width - len(request.ids)
             ids[i, start:], mask[i, start:] = torch.tensor(request.ids), True
-        new = self.model.generate(
-            ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            pad_token_id=pad,
-            **pictures(made),
-            use_cache=True,
-            **generation_settings(requests[0].args[1]),
-            **({"synced_gpus": True} if self.sharded else {}),
-        )
+        with self._questions(requests, made):
+            new = self.model.generate(
+                ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                pad_token_id=pad,
+                **pictures(made),
+                use_cache=True,
+                **generation_settings(requests[0].args[1]),
+                **({"synced_gpus": True} if self.sharded else {}),
+            )
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)
+
+    def _questions(self, requests: list[Instance], made: list[Request]) -> AbstractContextManager:
+        """Each picture's question, for methods that read it before the language model does."""
+        asked = [bare(r.args[0]) for r, request in zip(requests, made, strict=True) for _ in request.images]
+        return self.handle.questions(asked) if asked and all(asked) else nullcontext()
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not offered: none of our benchmarks asks for it."""

@@ -9,8 +9,22 @@ import torch
 from torch import Tensor
 
 from eval.errors import EvaluationError
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from visiondrop.errors import VisionDropError
+
+# How benchmarks ask for short answers: no part of the question for a method that reads it before the language model does.
+INSTRUCTIONS = (
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+)
+
+
+def bare(text: str) -> str:
+    """A benchmark's text without placeholders and closing instruction, as CDPruner's authors hand it over."""
+    text = text.replace(DEFAULT_IMAGE_TOKEN, " ").strip()
+    for instruction in INSTRUCTIONS:
+        text = text.removesuffix(instruction).rstrip()
+    return text
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Outside the decoder stack only unpruned lengths exist: a placeholder (-200) beco
 visual tokens before pruning, whatever a method will keep of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -234,6 +234,18 @@ class LlavaMetaForCausalLM:
             return picture.ids
         return tower_ids(shape.units, shape.patches, cls=True)
 
+    def _asked(self, pictures: list[Picture], input_ids: Tensor, mask: Tensor | None) -> list[Picture]:
+        """With their questions, where an encoder stage reads them and the prompts say them."""
+        pruner = self.get_vision_tower().pruner
+        if pruner is None or pruner.plan.question is None or pruner.reader.tokenizer is None:
+            return pictures
+        rows = [
+            row if mask is None else row[m.bool()] for row, m in zip(input_ids, input_ids if mask is None else mask)
+        ]
+        blocks = [_placeholders(picture) for picture in pictures]
+        found = pruner.reader.read([row.tolist() for row in rows], {IMAGE_TOKEN_INDEX}, blocks)
+        return [replace(picture, question=text) for picture, text in zip(pictures, found)]
+
     def expand_prompt(
         self,
         input_ids: Tensor,
@@ -268,6 +280,8 @@ class LlavaMetaForCausalLM:
         rows = _expand_rows(input_ids, attention_mask, labels, blocks, strip=past == 0)
         ids, mask, ordinals, new_labels = _pad_left(rows, input_ids.device)
         needed = bool((ordinals[:, past:] >= 0).any())
+        if needed:
+            pictures = self._asked(pictures, input_ids, attention_mask)
         features, accounts = self.encode_pictures(pictures) if needed else ([], [self.account(p) for p in pictures])
         embeds = self.model.embed_tokens(ids)
         if needed:

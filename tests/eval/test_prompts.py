@@ -8,6 +8,7 @@ from PIL import Image
 
 import visiondrop
 from eval.models.llava import LlavaVisionDrop
+from eval.models.request import bare
 from eval.settings import ModelSettings
 from llava import adapter
 from llava.checkpoints.tokenizer import load_tokenizer
@@ -42,3 +43,32 @@ def test_three_doors_ask_alike(template, tmp_path, monkeypatch):
     model.config = config
     encoded = visiondrop.encode(model, picture, tokenizer=tokenizer)
     assert [*before, -200, *encoded._ids(QUESTION)] == wanted
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("Is it red?\nAnswer the question using a single word or phrase.", "Is it red?"),
+        ("<image>\nIs it red?", "Is it red?"),
+        (
+            "A or B?\nA. a\nB. b\nAnswer with the option's letter from the given choices directly.",
+            "A or B?\nA. a\nB. b",
+        ),
+        ("Answer with care: is it red?", "Answer with care: is it red?"),
+    ],
+)
+def test_a_method_that_reads_the_question_gets_no_instruction(text, wanted):
+    assert bare(text) == wanted
+
+
+def test_evaluation_hands_each_picture_its_question():
+    """Two questions, the first about two pictures; without pictures nothing is handed over."""
+    evaluation, told = object.__new__(LlavaVisionDrop), []
+    evaluation.handle = SimpleNamespace(questions=lambda texts: told.append(texts))
+    requests = [
+        SimpleNamespace(args=[text]) for text in ("One?", "Two?\nAnswer the question using a single word or phrase.")
+    ]
+    evaluation._questions(requests, [SimpleNamespace(images=[1, 2]), SimpleNamespace(images=[3])])
+    assert told == [["One?", "One?", "Two?"]]
+    with evaluation._questions(requests[:1], [SimpleNamespace(images=[])]):
+        assert len(told) == 1

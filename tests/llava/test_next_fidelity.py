@@ -1,4 +1,4 @@
-"""LLaVA-NeXT against traces of the official codes (VisionZip, VisionDrop's path, VisPruner, SCOPE, HiPrune, DivPrune)."""
+"""LLaVA-NeXT against traces of the official codes (VisionZip, VisionDrop's path, VisPruner, SCOPE, CDPruner, HiPrune, DivPrune)."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 
 import visiondrop
 from llava import anyres
-from tests.support import models, next_models
+from tests.support import clip, models, next_models
 
 TRACES = Path(__file__).parents[1] / "support" / "golden" / "traces"
 PATCHES = 576
@@ -89,6 +89,21 @@ def test_scope_equals_the_official_code(model):
         kept = handle.report.stages[0].kept()
     assert np.array_equal(torch.stack([kept // PATCHES, kept % PATCHES], dim=1).numpy(), trace["sequence_source"])
     assert found == trace["generated"].tolist()
+    assert np.abs(logits - trace["logits"]).max() <= 2e-5
+
+
+def test_cdpruner_equals_the_official_code(model):
+    trace = dict(np.load(TRACES / "cdpruner-next_32x5_0.npz"))
+    size, question = tuple(trace["image_size_wh"].tolist()), [str(trace["question"])]
+    options = dict(tokens=160, clip=(clip.model(), clip.tokenizer), report=True)
+    with visiondrop.apply(model, "cdpruner", **options) as handle, handle.questions(question):
+        found, logits = answer(model, models.pixels(*trace["crop_seeds"].tolist()), size, handle)
+        stage = handle.report.stages[0]
+    kept = stage.kept()
+    assert np.array_equal(torch.stack([kept // PATCHES, kept % PATCHES], dim=1).numpy(), trace["sequence_source"])
+    assert np.abs(stage.scores[0].view(5, -1).numpy() - trace["relevance"]).max() <= 1e-6
+    assert np.abs(stage.hidden[0].numpy() - trace["input_embeds"][35 : 35 + 160]).max() <= 2e-5
+    assert found == trace["tokens"].tolist()
     assert np.abs(logits - trace["logits"]).max() <= 2e-5
 
 

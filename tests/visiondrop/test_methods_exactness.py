@@ -4,10 +4,12 @@ import pytest
 import torch
 
 import visiondrop
-from tests.support import models
+from tests.support import clip, models
 
 LAYERS = 8  # FastV prunes at 1, PyramidDrop and SparseVLM at 1, 2 and 4
 TOLERANCE = 1e-5
+CLIP = (clip.model(), clip.tokenizer)
+READS = {"tokenizer": clip.Prompts()}  # methods that read the question find it behind the picture
 SETTINGS = {
     "fastv": dict(tokens=100),
     "pyramiddrop": dict(tokens=100),
@@ -19,12 +21,13 @@ SETTINGS = {
     "scope": dict(tokens=64),
     "hiprune": dict(tokens=64),
     "flowcut": dict(tokens=64),
+    "cdpruner": dict(tokens=64, clip=CLIP),
     "vscan": dict(tokens=64),
     "random": dict(tokens=64),
     "uniform": dict(tokens=64),
     "pool": dict(tokens=64),
 }
-TEXT_GUIDED = ("fastv", "pyramiddrop", "sparsevlm", "vscan")
+TEXT_GUIDED = ("cdpruner", "fastv", "pyramiddrop", "sparsevlm", "vscan")
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,15 @@ def native():
 
 @pytest.fixture(params=SETTINGS)
 def pruned(request, native):
-    with visiondrop.apply(native, method=request.param.split("-")[0], report=True, **SETTINGS[request.param]) as handle:
+    with visiondrop.apply(
+        native, method=request.param.split("-")[0], report=True, **SETTINGS[request.param], **READS
+    ) as handle:
         yield native, handle
+
+
+def options_of(handle) -> dict:
+    """Its options, with the model that no ledger holds."""
+    return {**handle.plan.options, **({"clip": CLIP} if handle.plan.method == "cdpruner" else {})}
 
 
 def text_prompt(length: int = 30) -> list[int]:
@@ -151,14 +161,14 @@ def test_eager_equals_sdpa_and_half_precision_runs(pruned):
     model, handle = pruned
     ids, mask = models.pad([models.prompt(), models.prompt(1, 35, 9)])
     pictures = models.pixels(0, 1)
-    method, tokens, options = handle.plan.method, handle.plan.tokens, dict(handle.plan.options)
+    method, tokens, options = handle.plan.method, handle.plan.tokens, options_of(handle)
     wanted = model(input_ids=ids, attention_mask=mask, images=pictures).logits[:, -1]
-    with visiondrop.apply(models.native(LAYERS, attn="eager"), method, tokens, options=options) as other:
+    with visiondrop.apply(models.native(LAYERS, attn="eager"), method, tokens, options=options, **READS) as other:
         got = other._model(input_ids=ids, attention_mask=mask, images=pictures).logits[:, -1]
     assert (got - wanted).abs().max() <= TOLERANCE
     for dtype in (torch.float16, torch.bfloat16):
         half = models.native(LAYERS, dtype)
-        with visiondrop.apply(half, method, tokens, options=options):
+        with visiondrop.apply(half, method, tokens, options=options, **READS):
             out = half.generate(ids, attention_mask=mask, images=pictures, max_new_tokens=2, do_sample=False)
             assert out.shape == (2, 2)
             near = half(input_ids=ids, attention_mask=mask, images=pictures).logits[:, -1].float()
@@ -171,7 +181,7 @@ def test_transformers_own_class_keeps_the_same_tokens(pruned):
     wanted = logits(model, ids, pictures)
     kept, other = handle.report.stages[-1].kept().tolist(), models.hub(LAYERS)
     with visiondrop.apply(
-        other, handle.plan.method, handle.plan.tokens, report=True, options=dict(handle.plan.options)
+        other, handle.plan.method, handle.plan.tokens, report=True, options=options_of(handle), **READS
     ) as hub:
         got = other(input_ids=torch.tensor([models.to_hub(ids)]), pixel_values=pictures).logits[:, -1, :512]
         assert hub.report.stages[-1].kept().tolist() == kept

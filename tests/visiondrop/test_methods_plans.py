@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import visiondrop
-from tests.support import models
+from tests.support import clip, models
 from visiondrop.methods.registry import parse
 from visiondrop.plans.flops import LLAVA_7B, tower
 from visiondrop.plans.plan import Plan
@@ -152,7 +152,9 @@ def deep():
 def test_the_cache_holds_what_the_ledger_says(method, deep):
     ids, pictures = torch.tensor([models.prompt()]), models.pixels(0)
     for tokens in (b for b in BUDGETS if (method, b) not in UNREACHABLE):
-        with visiondrop.apply(deep, method=method, tokens=tokens, report=True) as handle:
+        own = {"clip": (clip.model(), clip.tokenizer)} if method == "cdpruner" else {}
+        how = dict(report=True, tokenizer=clip.Prompts(), **own)
+        with visiondrop.apply(deep, method=method, tokens=tokens, **how) as handle:
             cache = deep(input_ids=ids, images=pictures, use_cache=True, logits_to_keep=1).past_key_values
             ledger = handle.plan.ledger(text_tokens=57)
             lengths = cache.physical_lengths()

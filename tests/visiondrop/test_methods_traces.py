@@ -13,11 +13,14 @@ import pytest
 import torch
 
 import visiondrop
-from tests.support import models
+from tests.support import clip, models
 
 FOLDER = Path(__file__).parents[1] / "support" / "golden" / "traces"
 TOLERANCE = 2e-5
 BASELINES = (
+    "cdpruner",
+    "cdpruner-longtext",
+    "cdpruner-wide",
     "divprune",
     "fastv",
     "flowcut",
@@ -41,14 +44,24 @@ TOWERS = {
 
 @pytest.fixture(scope="module")
 def load():
-    """`load(tower)`, the model with that tower."""
-    return functools.cache(lambda tower: models.native(tower=tower))
+    """`load(kind)`, the model for traces of a kind."""
+
+    @functools.cache
+    def made(tower: str, wide: bool):
+        return models.native(2, hidden_size=256) if wide else models.native(tower=tower)
+
+    return lambda kind: made(TOWERS.get(kind, ""), kind.endswith("-wide"))
 
 
 @pytest.fixture
 def model(request, load):
     name = request.node.callspec.params["name"] if hasattr(request.node, "callspec") else ""
-    return load(TOWERS.get(name.split("_")[0], ""))
+    return load(name.split("_")[0])
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    return str(clip.folder(tmp_path_factory.mktemp("clip")))
 
 
 def settings(name: str, trace: dict) -> dict:
@@ -176,6 +189,19 @@ def compare_vscan(trace: dict, report) -> None:
     assert report.cache_lengths[0] == trace["cache_lengths"].tolist() == report.positions[0][0]
 
 
+def compare_cdpruner(trace: dict, report) -> None:
+    (stage,) = report.stages
+    assert (
+        stage.layer == "encoder" and stage.dominant[0].tolist() == trace["kept_grid"].tolist() == stage.kept().tolist()
+    )
+    close(stage.scores[0], trace["relevance"], 1e-6)
+    wide = "input_embeds_every_8th_column" in trace
+    wanted = trace["input_embeds_every_8th_column" if wide else "input_embeds"][35 : 35 + len(trace["kept_grid"])]
+    close(stage.hidden[0][:, :: 8 if wide else 1], wanted)
+    layers = int(trace["llm_layers"])
+    assert report.cache_lengths[0] == [57 + len(trace["kept_grid"])] * layers == report.positions[0][0]
+
+
 def close(got: torch.Tensor, wanted: np.ndarray, tolerance: float = TOLERANCE) -> None:
     assert np.abs(got.numpy() - wanted).max() <= tolerance
 
@@ -185,11 +211,13 @@ def test_all_baselines_have_traces():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_the_official_code(name, model):
+def test_equals_the_official_code(name, model, clip_folder):
     trace = dict(np.load(FOLDER / f"{name}.npz"))
     kind, picture = name.split("_")[0], int(name.split("_")[-1])
     ids, pictures = torch.tensor([models.prompt()]), models.pixels(picture)
-    with visiondrop.apply(model, report=True, **settings(name, trace)) as handle:
+    more = {"clip": clip_folder} if kind.startswith("cdpruner") else {}
+    question = [str(trace.get("question", "unread"))]
+    with visiondrop.apply(model, report=True, **settings(name, trace), **more) as handle, handle.questions(question):
         out = model.generate(
             ids,
             images=pictures,

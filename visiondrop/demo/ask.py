@@ -43,7 +43,8 @@ def ask(
     inputs = loaded.inputs(picture, question)
     with apply(loaded.model, method=method, tokens=tokens, options=options, report=True) as handle:
         start = time.perf_counter()
-        new = loaded.generate(inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        with handle.questions([question]):
+            new = loaded.generate(inputs, do_sample=False, max_new_tokens=max_new_tokens)
         seconds = time.perf_counter() - start
         answer = loaded.text(new[0])
         print(answer)

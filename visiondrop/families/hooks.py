@@ -34,6 +34,7 @@ class Pass(threading.local):
     Attributes:
         run: the run that drives the stack, or None; ids: [B, T] where the pass brings images, else None.
         places: by placeholder, [B, T] which image of its kind a position belongs to, -1 elsewhere; found once per pass.
+        prompts: ids of every row, for encoder stages that read the question, or None.
         pixels: the images one by one; images, videos: what the layout must know about them, as they were encoded.
         encoded: the same for the families of `families.table`, by kind; encoding: a call that encodes is under way.
     """
@@ -42,6 +43,7 @@ class Pass(threading.local):
         self.run: PrefillRun | ContinueRun | None = None
         self.ids: Tensor | None = None
         self.places: dict[int, Tensor] = {}
+        self.prompts: list[list[int]] | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -129,9 +131,15 @@ class HubAdapter(Unpicklable):
             for token, _ in self._kinds():
                 refuse_placeholders_without_pictures(int((ids == token).sum()), token)
         self.now.ids, self.now.places = ids if brings_images else None, {}
+        self._note_prompts(ids if brings_images else None)
         if kwargs.get("mm_encoder_outputs"):  # encoded before this pass
             for token, images in self._kinds():
                 self._check_places(token, images)
+
+    def _note_prompts(self, ids: Tensor | None) -> None:
+        """Remember the prompts for the pictures' encoder stage, where it reads questions out of them."""
+        wanted = ids is not None and self.pruner.plan.question is not None and self.pruner.reader.tokenizer is not None
+        self.now.prompts = ids.tolist() if wanted else None
 
     def _forget_ids(self, module, args, output) -> None:
         """After a pass, also one that an error ended: its ids say nothing about the next."""
@@ -231,7 +239,9 @@ class HubAdapter(Unpicklable):
                 raise UnsupportedError(
                     f"prefill_chunk_size={size}: an image must be seen whole to be pruned; leave prefill_chunk_size out"
                 )
-            with self._freeze(kwargs.get("input_ids", args[0] if args else None), kwargs):
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            self._note_prompts(ids)  # the library may encode pictures before the first pass
+            with self._freeze(ids, kwargs):
                 return stock(*args, **kwargs)
 
         return generate

@@ -7,6 +7,7 @@ entry of the stack.
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..errors import UnsupportedError, VisionDropError
 from ..plans.flops import ModelDims, model_dims
 from ..plans.shape import VisualShape, feature_layer
 from ..stack.layout import Image
+from ..tower.clip_text import published
 from ..tower.stage import Eyes, encode
 from ..tower.units import Picture, by_shape, tower_ids
 from .hooks import HubAdapter
@@ -63,6 +65,10 @@ class HubLlavaAdapter(HubAdapter):
         layers, select = config.vision_config.num_hidden_layers, config.vision_feature_layer
         last = select if isinstance(select, int) else select[-1]  # several are refused by the encoder stage
         return {"tower_layers": layers, "feature_layer": feature_layer(layers, last)}
+
+    def clip(self) -> str | None:
+        """The CLIP that the tower came from: the hub's checkpoints have dropped its name."""
+        return published(self.model.config.vision_config) if self.has_cls else None
 
     def dims(self) -> ModelDims:
         """The model's widths."""
@@ -112,7 +118,7 @@ class HubLlavaAdapter(HubAdapter):
         @functools.wraps(stock)  # generate routes arguments by the signature
         def get_image_features(*args, **kwargs):
             arguments = signature.bind(*args, **kwargs).arguments
-            pictures = self.pictures(arguments)
+            pictures = self._asked(self.pictures(arguments), self.model.config.image_token_id)
             self.now.pixels = self._given(arguments)
             if any(self.pruner.plan_for(p.shape).encoder for p in pictures):
                 output, origins = self._encode(pictures, self.tower, arguments.get("vision_feature_layer"))
@@ -123,6 +129,16 @@ class HubLlavaAdapter(HubAdapter):
             return output
 
         return get_image_features
+
+    def _asked(self, pictures: list[Picture], token: int) -> list[Picture]:
+        """With their questions, where an encoder stage reads them and the prompts say them; `token`: their placeholder."""
+        prompts, reader = self.now.prompts, self.pruner.reader
+        if self.pruner.plan.question is None or prompts is None or reader.tokenizer is None:
+            return pictures
+        blocks = [p.shape.tokens for p in pictures]
+        repeat = sum(row.count(token) for row in prompts) // max(1, sum(blocks)) or 1  # beams show the same pictures
+        found = reader.read(prompts[::repeat], {token}, blocks)
+        return [replace(p, question=text) for p, text in zip(pictures, found)]
 
     def _encode(self, pictures: list[Picture], tower, select_layer, first: int = 0) -> tuple:
         """The tower up to its feature layer, the encoder stage, the projector; slots beyond the kept rows are zero.

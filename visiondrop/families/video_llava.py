@@ -99,6 +99,7 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
             shape = self._shape(pixels.shape[1])
             ids = tower_ids(shape.units, shape.patches, cls=True)
             pictures = [Picture(shape, video, ids=ids) for video in pixels]
+            pictures = self._asked(pictures, self.model.config.video_token_id)
             if self.pruner.plan_for(shape).encoder is not None:
                 layer = arguments.get("vision_feature_layer")
                 output, origins = self._encode(pictures, self.video_tower, layer, first=len(self.now.images))

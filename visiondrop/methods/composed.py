@@ -122,6 +122,8 @@ class Composed(Method):
             tower=first.tower,
             positions=positions,
             text_guided=first.text_guided or rest.text_guided,
+            question=first.question,
+            extra_flops=first.extra_flops,
             seeded=first.seeded or rest.seeded,
             notes=(*first.notes, *rest.notes, _split_note(shape, first.entry, rest)),
         )

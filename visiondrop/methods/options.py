@@ -22,6 +22,7 @@ def option(
     zero: bool = True,
     amount: bool = False,
     read: Callable[[str, Any], Any] | None = None,
+    compare: bool = True,
 ) -> Any:
     """A field of a method: its default, and for readers and pages what it is and what it may be.
 
@@ -33,9 +34,11 @@ def option(
         zero: whether a share, which goes up to 1, may be 0.
         amount: it fixes how much is kept, so that no budget is given with it.
         read: `(name, value) -> value` in place of the reader of the field's type.
+        compare: off for what a method uses and is not told apart by, such as a loaded model.
     """
     told = {"allowed": None if allowed is None else tuple(allowed), "low": low, "high": high, "zero": zero}
-    return dataclasses.field(default=default, metadata={"help": help, "amount": amount, "read": read, **told})
+    metadata = {"help": help, "amount": amount, "read": read, **told}
+    return dataclasses.field(default=default, metadata=metadata, compare=compare, repr=compare)
 
 
 def options_in(cls: type) -> dict[str, tuple[dataclasses.Field, Any]]:

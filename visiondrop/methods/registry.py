@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import VisionDropError, closest
 from ..plans.budget import Budget, count_of, is_name, out_of_reach, reachable, scaling_notes, share_of
-from ..plans.plan import Plan
+from ..plans.plan import Plan, writable
 from ..plans.presets import preset_share
 from ..plans.shape import VisualShape
 from .composed import JOIN, Composed
@@ -145,4 +145,5 @@ def make_plan(method: str, tokens: Budget, shape: VisualShape, options: dict[str
         count = upwards[0]
         plan = value.plan(count, shape)
     notes = plan.notes + (() if count is None else scaling_notes(plan, shape))
-    return replace(plan, method=method, tokens=count, share=share, options=dict(options), notes=notes)
+    told = {name: value for name, value in options.items() if writable(value)}
+    return replace(plan, method=method, tokens=count, share=share, options=told, notes=notes)

@@ -115,6 +115,35 @@ def score(dims: ModelDims, kind: str, visual: int, sequence: int, lean: bool = F
     return {"": 0, "row": 2 * sequence * a, "rows": 2 * (sequence - visual) * sequence * a}[kind]
 
 
+@dataclass(frozen=True)
+class TextHalf:
+    """Widths of CLIP's text half; `joint`: of the space it shares with pictures."""
+
+    hidden: int = 768
+    intermediate: int = 3072
+    layers: int = 12
+    places: int = 77
+    joint: int = 768
+
+
+CLIP_L = TextHalf()
+
+
+def text_half(half: TextHalf, ids: int) -> int:
+    """CLIP's text half on one text of `ids` tokens, and its projection."""
+    d, m = half.hidden, half.intermediate
+    return 2 * (half.layers * ((4 * d * d + 2 * d * m) * ids + 2 * ids * ids * d) + d * half.joint)
+
+
+def question_guided(dims: ModelDims, shape, kept: int, half: TextHalf = CLIP_L) -> int:
+    """Choosing by the question behind the projector: CLIP's text half on one full segment, patches in its space, their
+    similarities as the language model gets them, and `kept` steps of a Cholesky factor.
+    """
+    n = shape.patches
+    each = 2 * n * dims.vision_hidden * half.joint + 2 * n * n * dims.hidden + n * kept * kept
+    return text_half(half, half.places) + shape.units * each
+
+
 def prefill(plan, dims: ModelDims, text: int, lean: bool = False) -> float:
     """FLOPs of encoding one image and prefilling `text` + visual tokens under `plan`."""
     shape = plan.shape
@@ -126,6 +155,8 @@ def prefill(plan, dims: ModelDims, text: int, lean: bool = False) -> float:
         total += projector(dims, projected(plan, dims))
     total += sum(block(dims, n + text, causal=lean) for n in plan.tokens_per_layer())
     total += head(dims, 1 if lean else plan.counts[-1] + text)
+    if plan.extra_flops is not None:
+        total += plan.extra_flops(dims)
     for before, stage in zip(plan.counts, plan.stages):
         if stage.keep < before:  # a stage that keeps every token is skipped
             total += score(dims, stage.scoring, before, before + text, lean)

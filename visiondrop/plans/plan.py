@@ -119,6 +119,17 @@ class Stage(_Keeps):
 
 
 @dataclass(frozen=True)
+class Question:
+    """The encoder stage reads the question, through CLIP's text half.
+
+    Attributes:
+        clip: where it comes from: a loaded CLIPModel, a folder or a hub id; None = the CLIP the tower came from.
+    """
+
+    clip: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that a method does to one image shape.
 
@@ -128,6 +139,8 @@ class Plan:
             "original" (survivors keep their position, as FastV does) or "entry" (they keep the one they had on entry of
             the LLM, where positions are numbered anew after an encoder stage).
         text_guided: a score reads the question, so the pruned image cannot be reused for another one.
+        question: what the encoder stage needs to read the question (`view.text`, `view.joint`), or None.
+        extra_flops: of choosing, where it costs more than `Stage.scoring` can say: `(ModelDims) -> FLOPs`.
         seeded: a random choice is made from a fingerprint of the image's pixels (`view.seeds`).
         begin: called once with the view of the stack's input; what it stores in `view.memory` is kept for the stages.
         notes: sentences a reader of the ledger must see (e.g. SparseVLM's other way of counting).
@@ -142,6 +155,8 @@ class Plan:
     stages: tuple[Stage, ...] = ()
     positions: str = "compact"
     text_guided: bool = False
+    question: Question | None = None
+    extra_flops: Callable[["flop_rules.ModelDims"], float] | None = None
     seeded: bool = False
     begin: Callable[[Any], None] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -318,6 +333,13 @@ class Ledger:
             f"({self.text_tokens} text tokens, widths of {self.dims.name})"
         )
         return "\n".join(lines + [f"  note: {note}" for note in plan.notes])
+
+
+def writable(value: Any) -> bool:
+    """Whether a row can hold an option's value; a loaded model, for one, is left out."""
+    if isinstance(value, (list, tuple)):
+        return all(map(writable, value))
+    return value is None or isinstance(value, (str, int, float, bool)) or hasattr(value, "tolist")
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..ops import scores
 from ..ops.selection import Selection
 from ..plans.shape import feature_layer
+from .questions import Asked
 
 
 class Probe:
@@ -199,14 +200,25 @@ class EncoderView:
         keep: int,
         settings: Settings = Settings(),
         projector: Callable[[Tensor], Tensor] | None = None,
+        asked: Asked | None = None,
     ):
         self.hidden, self.cls, self.keep, self.memory = seen.hidden, cls, keep, seen.memory
-        self._seen, self._settings, self._projector = seen, settings, projector
+        self._seen, self._settings, self._projector, self._asked = seen, settings, projector, asked
 
     @cached_property
     def projected(self) -> Tensor:
         """[U, n, D'] embeddings of all patches, for a stage whose plan says `projected`."""
         return self._projector(self.hidden[:, int(self.cls) :])
+
+    @property
+    def text(self) -> Tensor:
+        """[U, J] float32: each unit's question in CLIP's joint space, for a plan with a `question` (`ClipText.embed`)."""
+        return self._asked.text
+
+    @cached_property
+    def joint(self) -> Tensor:
+        """[U, n, J] float32: all patches in that space."""
+        return self._asked.joint(self.hidden[:, int(self.cls) :])
 
     def at(self, layer: int) -> LayerView:
         """The attention of a tower layer that the stage names in `probes`."""

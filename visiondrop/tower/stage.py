@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ..errors import UnsupportedError
 from ..ops.report import Report, StageReport
 from ..ops.selection import Selection, gather_rows
-from ..plans.plan import EncoderStage, Plan
+from ..plans.plan import EncoderStage, Plan, Question
 from ..plans.shape import VisualShape, feature_layer
 from .encoder import Cut, EncoderView, Probe, Seen, Settings, embed, run_layers
+from .questions import Asked
 from .units import Picture, grids_of, join_units, sequence_order, tower_ids
 
 
@@ -111,8 +112,11 @@ def _together(alone: Sequence[Seen]) -> Seen:
 def reduce(pruner: Any, eyes: Eyes, seen: Seen, pictures: Sequence[Picture], images: list[int], total: int) -> Encoded:
     """`encode` from what the tower has made of the pictures."""
     shape = pictures[0].shape
-    stage = pruner.plan_for(shape).encoder
-    view = EncoderView(seen, shape.cls, stage.keep, Settings(pruner.chunk, pruner.fused), eyes.projector)
+    plan = pruner.plan_for(shape)
+    stage, asked = plan.encoder, None
+    if plan.question is not None:
+        asked = ask(pruner, eyes, plan.question, pictures, images, total)
+    view = EncoderView(seen, shape.cls, stage.keep, Settings(pruner.chunk, pruner.fused), eyes.projector, asked)
     selection, sequence = stage.select(view, stage.kept), None
     value = selection.value
     if value is None and stage.projected:
@@ -130,6 +134,17 @@ def reduce(pruner: Any, eyes: Eyes, seen: Seen, pictures: Sequence[Picture], ima
             pruner.report.stages[0].record(images, ids, joined, value, sequence)
     embeds = value if stage.projected else eyes.projector(value)
     return Encoded(embeds, sequence if pruner.record else None, seen.hidden)
+
+
+def ask(
+    pruner: Any, eyes: Eyes, question: Question, pictures: Sequence[Picture], images: list[int], total: int
+) -> Asked:
+    """The pictures' questions through CLIP's text half, repeated for their units."""
+    like = next(eyes.tower.parameters())
+    texts = pruner.reader.questions.of(images, total, [p.question for p in pictures], pruner.method)
+    half = pruner.reader.half(question.clip, like.device)
+    text = half.embed(texts).to(like.device).repeat_interleave(pictures[0].shape.units, dim=0)
+    return Asked(half, text, eyes.tower.post_layernorm)
 
 
 def ids_of(shape: VisualShape, rows: Tensor | None, images: int, device: torch.device) -> Tensor:

@@ -24,12 +24,14 @@ class Picture:
         pixels: [U, 3, H, W], or None for an image of an earlier turn, which lies in the cache.
         grid: (W, H) tiles of an anyres image, or None.
         ids: [shape.tokens] ids of its unpruned sequence, where that is not 0 … tokens-1.
+        question: what its prompt asks about it, where an encoder stage reads it and it was found in the prompt.
     """
 
     shape: VisualShape
     pixels: Tensor | None = None
     grid: tuple[int, int] | None = None
     ids: Tensor | None = None
+    question: str | None = None
 
 
 def by_shape(pictures: Sequence[Picture]) -> Iterator[tuple[VisualShape, list[int]]]:
