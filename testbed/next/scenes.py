@@ -52,8 +52,12 @@ def scene_rng(split: str, index: int, purpose: int = 0) -> np.random.Generator:
     return np.random.default_rng([_STREAM, VERSION, SPLITS[split], purpose, index])
 
 
-def draw_scene(split: str, index: int) -> Scene:
-    """Scene `index` of `split`; its labels have one entry per visual token of layout fixed-2880."""
+def draw_scene(split: str, index: int, grid: int = FULL_GRID) -> Scene:
+    """Scene `index` of `split`; its labels have one entry per visual token of layout fixed-2880. grid: a view's, 24."""
+    if grid != FULL_GRID:
+        raise VisionDropError(
+            f"a grid of {grid} patches is not drawn: use {FULL_GRID}, the patches per side of a view."
+        )
     rng = scene_rng(split, index)
     things = _place(rng, draw_attributes(rng, int(rng.integers(*_COUNT, endpoint=True))))
     background = crop_texture(rng, _texture(split, int(rng.integers(_TEXTURES))), SIDE)

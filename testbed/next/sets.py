@@ -9,12 +9,11 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 from PIL import Image
 
-from testbed.data import sets
-from testbed.data.sets import Family, SetSpec
+from testbed.data.material import QUESTIONS, Questions, Scenes
+from testbed.data.sets import Family, SetSpec, picture_row
 from testbed.next.scenes import VERSION, draw_scene, scene_rng
 
 KINDS = ("exist", "color", "shape", "count", "digit", "hop2")
@@ -24,15 +23,17 @@ SETS = {
     "quick": SetSpec("test", 100_000, 96),
 }
 FAMILY = Family(
-    "visiondrop-testbed-next", VERSION, "Question sets of VisionDrop's NeXT-style testbed", SETS, KINDS,
-    draw_scene, scene_rng, per_image=len(KINDS),
-)  # fmt: skip
-
-draw_set = partial(sets.draw_set, family=FAMILY)
-write_sets = partial(sets.write_sets, family=FAMILY)
-digest = partial(sets.digest, family=FAMILY)
-chance_levels = partial(sets.chance_levels, family=FAMILY)
-main = partial(sets.main, family=FAMILY)
+    dataset="visiondrop-testbed-next",
+    note="Question sets of VisionDrop's NeXT-style testbed",
+    sets=SETS,
+    scenes=Scenes(VERSION, draw_scene, scene_rng, lambda scene: scene.image),
+    questions=Questions(KINDS, QUESTIONS.training_kinds, QUESTIONS.draw, QUESTIONS.fallback, QUESTIONS.ids),
+    per_image=len(KINDS),
+    row=picture_row,
+)
+DATASET = FAMILY.dataset
+draw_set, write_sets = FAMILY.draw_set, FAMILY.write_sets
+digest, chance_levels = FAMILY.digest, FAMILY.chance_levels
 
 
 def doc_to_visual(doc: dict) -> list:
@@ -41,4 +42,4 @@ def doc_to_visual(doc: dict) -> list:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(FAMILY.main())

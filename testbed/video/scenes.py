@@ -98,8 +98,10 @@ def clip_rng(split: str, index: int, purpose: int = 0) -> np.random.Generator:
     return np.random.default_rng([VERSION, FRAMES, SPLITS[split], purpose, index])
 
 
-def draw_clip(split: str, index: int) -> Clip:
-    """Clip `index` of `split`."""
+def draw_clip(split: str, index: int, grid: int = GRID) -> Clip:
+    """Clip `index` of `split`; grid: patches per side of a frame, 16."""
+    if grid != GRID:
+        raise VisionDropError(f"a grid of {grid} patches is not drawn: use {GRID}, the patches per side of a frame.")
     rng = clip_rng(split, index)
     actors = _cast(rng)
     background = draw_background(rng, split, SIDE)

@@ -10,25 +10,17 @@ first look.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
+from testbed.data.material import Questions, Scenes
 from testbed.data.questions import Question
-from testbed.data.sets import SetSpec, best_guesses, command, readme
+from testbed.data.sets import Family, SetSpec
 from testbed.video.files import write_clip
 from testbed.video.questions import KINDS, draw_question
 from testbed.video.scenes import VERSION, Clip, clip_rng, draw_clip
-from visiondrop.errors import VisionDropError, command_line
+from testbed.video.tokenizer import IDS
 
-DATASET = "visiondrop-testbed-video"
-NOTE = "Question sets of VisionDrop's video testbed"
-DIGESTS = Path(__file__).with_name("digests.json")
 SETS = {
     "validation": SetSpec("validation", 0, 300),
     "test": SetSpec("test", 0, 300),
@@ -36,91 +28,40 @@ SETS = {
 }
 
 
-def draw_set(name: str) -> Iterator[tuple[int, Clip, list[Question]]]:
-    """(clip index, clip, its questions) of a set, in order; the same for every call."""
-    if name not in SETS:
-        raise VisionDropError(f"unknown question set {name!r}: use one of {', '.join(SETS)}.")
-    spec = SETS[name]
-    wanted = dict.fromkeys(KINDS, spec.questions // len(KINDS))
-    seen: Counter = Counter()
-    index = spec.first_scene
-    while any(wanted.values()):
-        clip, rng = draw_clip(spec.split, index), clip_rng(spec.split, index, purpose=1)
-        asked: list[Question] = []
-        for kind in KINDS:
-            question = draw_question(kind, clip, rng, seen) if wanted[kind] else None
-            if question is not None:
-                asked.append(question)
-                seen[kind, question.answer] += 1
-                wanted[kind] -= 1
-        if asked:
-            yield index, clip, asked
-        index += 1
+def clip_row(name: str, split: str, index: int, clip: Clip, question: Question) -> dict:
+    """Columns of a question about a clip, beside its number."""
+    return {
+        "video": f"{name}-{index:06d}",
+        "set": name,
+        "split": split,
+        "scene": index,
+        "question": question.text,
+        "answer": question.answer,
+        "kind": question.kind,
+    }
 
 
-def write_sets(folder: Path, names: tuple[str, ...] = tuple(SETS), progress: bool = True) -> Path:
-    """Writes sets below folder/visiondrop-testbed-video and returns that; a finished set of this version is kept."""
-    home = Path(folder) / DATASET
-    try:
-        for name in names:
-            if not _rows_file(home, name).exists():
-                _write_set(home, name, progress)
-        (home / "README.md").write_text(readme(home, VERSION, NOTE))
-    except OSError as error:
-        raise VisionDropError(
-            f"cannot write the question sets to {home}: {error.strerror or error}; free space and start again."
-        ) from error
-    return home
+def keep_clip(folder: Path, name: str, index: int, clip: Clip) -> None:
+    """Writes the video file that the clip's rows name."""
+    (folder / "videos").mkdir(exist_ok=True)
+    write_clip(folder / "videos" / f"{name}-{index:06d}.mp4", clip.frames)
 
 
-def _rows_file(home: Path, name: str) -> Path:
-    return home / name / f"test-v{VERSION}.parquet"
-
-
-def _write_set(home: Path, name: str, progress: bool) -> None:
-    """The clips of a set, then its rows: where the rows are, the clips are."""
-    from datasets import Dataset
-
-    videos = home / name / "videos"
-    videos.mkdir(parents=True, exist_ok=True)
-    rows = []
-    bar = tqdm(total=SETS[name].questions, desc=f"drawing {name} videos", mininterval=2, disable=not progress)
-    for index, clip, asked in draw_set(name):
-        video = f"{name}-{index:06d}"
-        write_clip(videos / f"{video}.mp4", clip.frames)
-        for question in asked:
-            number = f"{name}-{len(rows):05d}"
-            rows.append({"question_id": number, "video": video, "set": name, "split": SETS[name].split, "scene": index,
-                         "question": question.text, "answer": question.answer, "kind": question.kind})  # fmt: skip
-        bar.update(len(asked))
-    bar.close()
-    target = _rows_file(home, name)
-    unfinished = target.with_suffix(".new")
-    Dataset.from_list(rows).to_parquet(str(unfinished))
-    unfinished.replace(target)
-
-
-def digest(name: str) -> str:
-    """First 16 hex digits of SHA-256 over a set's pixels, questions and answers, independent of the file formats."""
-    total = hashlib.sha256()
-    for _, clip, asked in draw_set(name):
-        total.update(clip.frames.tobytes())
-        total.update(json.dumps([[q.kind, q.text, q.answer] for q in asked]).encode())
-    return total.hexdigest()[:16]
-
-
-def chance_levels(name: str) -> dict[str, float]:
-    """`testbed.data.sets.best_guesses` on a set."""
-    return best_guesses(question for _, _, asked in draw_set(name) for question in asked)
-
-
-@command_line
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    return command(
-        argv, DATASET, SETS, write_sets, lambda name: {"digest": digest(name), "chance": chance_levels(name)}
-    )
-
+FAMILY = Family(
+    dataset="visiondrop-testbed-video",
+    note="Question sets of VisionDrop's video testbed",
+    sets=SETS,
+    scenes=Scenes(VERSION, draw_clip, clip_rng, lambda clip: clip.frames),
+    # every clip has one of the fallbacks: a thing that neither changes nor hides its colour, or one that does
+    questions=Questions(KINDS, KINDS, draw_question, fallback=("shape", "changes"), ids=IDS),
+    per_image=len(KINDS),
+    row=clip_row,
+    rare_first=False,
+    keep=keep_clip,
+)
+DATASET = FAMILY.dataset
+draw_set, write_sets = FAMILY.draw_set, FAMILY.write_sets
+digest, chance_levels = FAMILY.digest, FAMILY.chance_levels
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(FAMILY.main())
