@@ -23,7 +23,7 @@ import torch
 from eval.errors import EvaluationError
 from visiondrop.errors import command_line
 
-from . import goals, graphs, memory, models, plots, record, roofline, score
+from . import families, goals, graphs, memory, models, plots, record, roofline, score
 from .phases import STOCK, Bench, Case
 
 TOWERS = {"clip-l": models.CLIP_L, "tiny": models.CLIP_TINY}
@@ -63,7 +63,16 @@ def parser() -> argparse.ArgumentParser:
     static.add_argument("--size", choices=models.SIZES, default="small")
     static.add_argument("--tower", choices=TOWERS, default="clip-l")
     static.add_argument("--steps", type=int, default=8, help="decoding steps timed")
-    for command in (sweep, goal, growth, alone, static):
+    family = commands.add_parser(
+        "family", help="Qwen2.5-VL-7B's widths through hooks, prefill and decode against stock"
+    )
+    family.add_argument("--methods", default="visiondrop,visionzip,divprune,fastv")
+    family.add_argument("--tokens", default="22%", help="budgets, comma-separated")
+    family.add_argument("--batch", default="1", help="batch sizes, comma-separated")
+    family.add_argument("--side", type=int, default=32, help="tokens per side of the picture")
+    family.add_argument("--size", choices=families.WIDTHS, default="thin")
+    family.add_argument("--steps", type=int, default=8, help="decoding steps timed")
+    for command in (sweep, goal, growth, alone, static, family):
         command.add_argument("--rounds", type=int, default=7)
         command.add_argument("--device", default="cpu")
         command.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -217,6 +226,21 @@ def compare_static(args: argparse.Namespace, model, cases: list[Case]) -> None:
                 print(f"{name:<40}{phase:<13}{ways}", flush=True)
 
 
+def hub_family(args: argparse.Namespace) -> None:
+    """One row per method and batch."""
+    model = families.build(args.size, DTYPES[args.dtype], args.device)
+    cases = [families.Case(None)]
+    cases += [families.Case(method, tokens) for method in args.methods.split(",") for tokens in args.tokens.split(",")]
+    for batch in numbers("--batch", args.batch):
+        rows = families.measure(model, cases, batch, args.side, args.rounds, args.steps)
+        common = {**record.certificate(args.device, args.dtype), "size": args.size}
+        record.append(args.out, [{**common, **row} for row in rows])
+        for case, row in zip(cases, rows):
+            parts = [f"{phase} {spread(row['ms'][phase], 2)} ms" for phase in ("prefill", "decode")]
+            shown = f"prefill ratio {row['ratio']['prefill']['median']:.2f}, {100 * row['realised']:.0f} % of FLOPs' {row['flop_ratio']:.2f}"
+            print(f"{str(case):<18} batch {batch:<4} {'   '.join(parts)}   {shown}", flush=True)
+
+
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run one command; exit 2 on an error that is told in a sentence."""
@@ -231,7 +255,8 @@ def main(argv: list[str] | None = None) -> int:
         raise EvaluationError(f"--device {args.device}: torch finds no card here; use --device cpu")
     torch.set_num_threads(args.threads)
     record.check_writable(args.out)
-    {"sweep": sweep, "goals": judged, "memory": growth, "score": scoring, "graphs": graphed}[args.command](args)
+    commands = {"sweep": sweep, "goals": judged, "memory": growth, "score": scoring, "graphs": graphed}
+    {**commands, "family": hub_family}[args.command](args)
     return 0
 
 
