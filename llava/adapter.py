@@ -4,18 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from llava.checkpoints.read import read_checkpoint
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_model_name_from_path, open_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.prompts import prompt_of
 from llava.static.generate import StaticGenerator
+from llava.video import MEAN, STD, read_frames, video_pixels
+from llava.video import size_of as size_of_video
 from visiondrop.errors import UnsupportedError, VisionDropError
 from visiondrop.families import loading, register
+from visiondrop.families.views import View, pictures
 from visiondrop.plans.flops import ModelDims, model_dims
 from visiondrop.plans.shape import VisualShape
 from visiondrop.tower.clip_text import published
@@ -106,16 +110,38 @@ class Loaded:
     image_processor: Any
 
     @property
-    def grid(self) -> int:
-        """Patches per side of a picture."""
-        return self.model.get_vision_tower().num_patches_per_side
+    def videos(self) -> bool:
+        """Whether the model takes videos."""
+        return self.model.get_video_tower() is not None
 
     def inputs(self, image: Any, question: str) -> dict[str, Any]:
-        """Arguments of `generate` for one question about one PIL image, in the checkpoint's conversation template."""
-        ids = tokenizer_image_token(prompt_of(self.model.config, question), self.tokenizer, return_tensors="pt")[None]
-        pixels = process_images([image], self.image_processor, self.model.config)
-        device = self.model.device
-        return {"input_ids": ids.to(device), "images": pixels.to(device), "image_sizes": [image.size]}
+        """Arguments of `generate` for one question about one picture, in the checkpoint's conversation template.
+
+        Args:
+            image: a PIL image, or a video's frames, uint8 [frames, H, W, 3] (`open_video`).
+
+        Raises:
+            VisionDropError: a video for a model that takes none.
+        """
+        prompt, device = prompt_of(self.model.config, question), self.model.device
+        if isinstance(image, np.ndarray):
+            if not self.videos:
+                raise VisionDropError("this model takes pictures and no videos: give a picture, or a model for videos")
+            prompt = prompt.replace(DEFAULT_IMAGE_TOKEN, DEFAULT_IMAGE_TOKEN * len(image))
+            pixels, sizes = [video_pixels(image).to(device, self.model.dtype)], None
+        else:
+            pixels = process_images([image], self.image_processor, self.model.config)
+            pixels, sizes = [p.to(device, self.model.dtype) for p in pixels], [image.size]
+        ids = tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt")[None]
+        return {"input_ids": ids.to(device), "images": pixels, "image_sizes": sizes}
+
+    def seen(self, inputs: dict[str, Any]) -> View:
+        """The crops or frames of `inputs` as the tower sees them, in the order in which patch ids count them; their grid."""
+        pixels, side = inputs["images"][0], self.model.get_vision_tower().num_patches_per_side
+        video = self.videos and pixels.ndim == 4
+        mean, std = (MEAN, STD) if video else (self.image_processor.image_mean, self.image_processor.image_std)
+        units = pixels.transpose(0, 1) if video else pixels if pixels.ndim == 4 else pixels[None]
+        return pictures(units, mean, std), (side, side)
 
     def generate(self, inputs: dict[str, Any], **settings: Any) -> Tensor:
         """[B, new] the ids that were generated behind the prompts."""
@@ -139,6 +165,15 @@ def load(path: str, dtype: torch.dtype) -> Loaded | loading.HubLoaded:
     return Loaded(model, tokenizer, image_processor)
 
 
+def open_video(source: Any) -> np.ndarray:
+    """uint8 [frames, H, W, 3], the frames of a video that are shown to the model.
+
+    Args:
+        source: a path, the bytes of a file, or an open binary file.
+    """
+    return read_frames(source)
+
+
 def shape_of(path: str) -> VisualShape:
     """An ordinary image of a checkpoint, without building its model: the weights stay on the disk.
 
@@ -151,4 +186,4 @@ def shape_of(path: str) -> VisualShape:
         return LlavaLlamaForCausalLM(config).visual_shape()
 
 
-__all__ = ["Loaded", "NativeAdapter", "load", "open_image", "prompt_of", "shape_of"]
+__all__ = ["Loaded", "NativeAdapter", "load", "open_image", "open_video", "prompt_of", "shape_of", "size_of_video"]

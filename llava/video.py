@@ -66,6 +66,12 @@ def read_frames(source, frames: int = FRAMES) -> np.ndarray:
     return np.stack([found[number] for number in frame_numbers(count, frames)])
 
 
+def size_of(source) -> tuple[int, int]:
+    """(width, height) of a video's frames, before any is decoded; arguments and errors as in `load_video`."""
+    source, name = _source(source)
+    return next(_sizes(source, name))
+
+
 def video_pixels(frames: np.ndarray, side: int = SIDE) -> Tensor:
     """Normalise, scale the short side (bilinear), crop the centre: uint8 [T, H, W, 3] -> float32 [3, T, side, side]."""
     video = torch.from_numpy(frames).permute(3, 0, 1, 2) / 255.0
@@ -133,6 +139,14 @@ def _packets(source, name: str) -> Iterator[int]:
         for packet in container.demux(container.streams.video[0]):
             if packet.size:
                 yield packet.size
+
+
+@_reading
+def _sizes(source, name: str) -> Iterator[tuple[int, int]]:
+    """One item: what the container says."""
+    with _open(source, name) as container:
+        context = container.streams.video[0].codec_context
+        yield context.width, context.height
 
 
 @_reading

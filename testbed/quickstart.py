@@ -70,6 +70,7 @@ def draw(tokens: int, model: str, folder: Path) -> list[Path]:
     from llava.mm_utils import process_images
     from llava.model.builder import load_pretrained_model
     from testbed.data.scenes import draw_scene
+    from visiondrop.demo.show import CELL, square
     from visiondrop.demo.show import draw as draw_report
 
     _, network, processor, _ = load_pretrained_model(model, None, "llava", device_map="cpu", torch_dtype=torch.float32)
@@ -81,7 +82,8 @@ def draw(tokens: int, model: str, folder: Path) -> list[Path]:
             ids = torch.tensor([[network.config.bos_token_id, -200]])  # the choice does not depend on the question
             network(input_ids=ids, images=process_images([scene], processor, network.config))
             paths.append(folder / f"scene{number}.png")
-            draw_report(scene, handle.report, network.get_vision_tower().num_patches_per_side, str(paths[-1]))
+            side = network.get_vision_tower().num_patches_per_side
+            draw_report([square(scene, side * CELL)], side, handle.report, str(paths[-1]))
     return paths
 
 

@@ -2,6 +2,7 @@
 
 python -m visiondrop plan --method visiondrop --tokens 64        tokens per layer, before any model is loaded
 python -m visiondrop ask --image photo.jpg --question "What is on the table?" --tokens 64 --show kept.png
+python -m visiondrop demo                                        a page in the browser: methods side by side
 python -m visiondrop methods                                     what is there, with its options
 """
 
@@ -116,6 +117,18 @@ def command_ask(arguments: argparse.Namespace) -> None:
     ask(**settings, options=method_options(arguments), max_new_tokens=arguments.max_new_tokens, dtype=arguments.dtype)
 
 
+def command_demo(arguments: argparse.Namespace) -> None:
+    """Serve the page to play with."""
+    try:
+        from .demo.serve import serve  # needs gradio
+    except ImportError as error:
+        raise VisionDropError(
+            f"the demo needs Gradio ({error}): in a checkout run bash scripts/demo.sh, which makes its environment; else "
+            "pip install 'visiondrop[demo]'"
+        ) from error
+    serve(arguments.model, arguments.host, arguments.port)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands."""
     parser = argparse.ArgumentParser(prog="python -m visiondrop", description="Visual token pruning for LVLMs.")
@@ -138,13 +151,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("ask", help="answer a question about an image")
     add_method_arguments(one, shares=True)
-    one.add_argument("--image", required=True, help="an image file")
+    one.add_argument("--image", required=True, help="a picture, or a video for a model that takes videos")
     one.add_argument("--question", required=True)
     one.add_argument("--model", default=DEFAULT_MODEL, help=f"folder or hub id (default {DEFAULT_MODEL})")
     one.add_argument("--show", metavar="PNG", help="draw the kept patches of every stage over the image")
     one.add_argument("--max-new-tokens", type=int, default=64)
     one.add_argument("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"])
     one.set_defaults(run=command_ask)
+
+    one = commands.add_parser("demo", help="a page in the browser: methods side by side on a picture")
+    one.add_argument("--model", help="folder or hub id (default: the testbed that ships with the repository)")
+    one.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
+    one.add_argument("--port", type=int, default=7860, help="default 7860; 0 takes a free one")
+    one.set_defaults(run=command_demo)
     return parser
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .compat import will_recompute
 from .errors import UnsupportedError, VisionDropError
 from .methods.registry import make_plan
-from .ops.report import Report
+from .ops.report import Clocked, Report
 from .plans.budget import Budget, is_name, share_of
 from .plans.flops import ModelDims
 from .plans.plan import Ledger, Plan
@@ -44,16 +44,26 @@ class Choice:
     Attributes:
         method, tokens, options: as given to `apply`.
         min_tokens: a budget that is a share leaves no image fewer tokens than this (or than it has).
+        report: gives the report of the calling thread, where stages are timed.
     """
 
-    def __init__(self, method: str, tokens: Budget, options: dict[str, Any], min_tokens: int = 0):
+    def __init__(
+        self,
+        method: str,
+        tokens: Budget,
+        options: dict[str, Any],
+        min_tokens: int = 0,
+        report: Callable[[], Report] | None = None,
+    ):
         self.method, self.tokens, self.options, self.min_tokens = method, tokens, options, min_tokens
+        self.report = report
         self._plans: dict[VisualShape, Plan] = {}
 
     def plan_for(self, shape: VisualShape) -> Plan:
         """The plan for images of `shape`; stages stand at the same layers for all shapes."""
         if shape not in self._plans:
-            self._plans[shape] = make_plan(self.method, self.tokens, shape, self.options, self.min_tokens)
+            plan = make_plan(self.method, self.tokens, shape, self.options, self.min_tokens)
+            self._plans[shape] = plan if self.report is None else _clocked(plan, self.report)
         return self._plans[shape]
 
     def keep(self, plan: Plan) -> Plan:
@@ -72,6 +82,20 @@ def _identity(value: Any) -> str:
     if isinstance(value, tuple):
         return str(tuple(map(_identity, value)))
     return f"{type(value).__name__} {id(value)}" if isinstance(value, nn.Module) else repr(value)
+
+
+def _clocked(plan: Plan, report: Callable[[], Report]) -> Plan:
+    """The plan with its selectors timed."""
+
+    def timed(stage, layer):
+        return stage if stage.select is None else replace(stage, select=Clocked(stage.select, layer, report))
+
+    return replace(
+        plan,
+        tower=tuple(timed(stage, f"tower {stage.layer}") for stage in plan.tower),
+        encoder=None if plan.encoder is None else timed(plan.encoder, "encoder"),
+        stages=tuple(timed(stage, stage.layer) for stage in plan.stages),
+    )
 
 
 class Pruner(Unpicklable):
@@ -103,10 +127,13 @@ class Pruner(Unpicklable):
         self.encoder_score = "received"
         self.prompts, self.reader = Prompts(), Reader()
         self._reports = _Reports()
-        self._own = Choice(method, tokens, options, min_tokens)
+        self._own = self._choice(method, tokens, options, min_tokens)
         self._choices = {self._own.key: self._own}
         self._borrowed = _Borrowed()
         self.plan_for(shape)  # made now, so that a wrong budget is refused before anything runs
+
+    def _choice(self, method: str, tokens: Budget, options: dict[str, Any], min_tokens: int) -> Choice:
+        return Choice(method, tokens, options, min_tokens, (lambda: self._reports.report) if self.record else None)
 
     @property
     def choice(self) -> Choice:
@@ -121,7 +148,7 @@ class Pruner(Unpicklable):
     @contextmanager
     def using(self, method: str, tokens: Budget, options: dict[str, Any], min_tokens: int = 0) -> Iterator[None]:
         """Another method, budget or options for the calling thread inside the block; blocks may be nested."""
-        wanted = Choice(method, tokens, options, min_tokens)
+        wanted = self._choice(method, tokens, options, min_tokens)
         wanted.plan_for(self.shape)
         self._borrowed.choices.append(self._choices.setdefault(wanted.key, wanted))
         try:

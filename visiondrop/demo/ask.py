@@ -5,9 +5,11 @@ import time
 import torch
 
 from ..api import apply
+from ..errors import VisionDropError
 from ..families import loader
 from ..plans.budget import Budget
 from .checks import check_output, check_reachable, check_request
+from .media import open_picture
 from .show import draw
 
 
@@ -27,7 +29,8 @@ def ask(
     Whatever can be refused is refused before the model is loaded.
 
     Args:
-        image: file; model: folder or hub id of a LLaVA checkpoint; options: of the method.
+        image: file of a picture, or of a video for a model that takes videos; model: folder or hub id of a checkpoint.
+        options: of the method; show: where a picture of the kept patches is written.
         dtype: "auto" is float16 on an accelerator and float32 on a CPU.
 
     Returns:
@@ -36,7 +39,7 @@ def ask(
     check_request(question, method, options, max_new_tokens, dtype)
     if show is not None:
         check_output(show)
-    picture = loader().open_image(image)
+    picture = open_picture(image)
     check_reachable(model, method, tokens, options)
     precision = {"auto": "float16" if torch.cuda.is_available() else "float32"}.get(dtype, dtype)
     loaded = loader().load(model, getattr(torch, precision))
@@ -53,6 +56,12 @@ def ask(
             f"{seconds:.2f} s for {new.shape[1]} new tokens on {loaded.model.device} in {precision}, encoding included"
         )
         if show is not None:
-            draw(picture, handle.report, loaded.grid, show)
+            seen = loaded.seen(inputs)
+            if seen is None:
+                raise VisionDropError(
+                    f"--show {show}: the tokens of {type(loaded.model).__name__} lie on no grid of the picture and cannot be "
+                    "drawn; the answer stands above"
+                )
+            draw(*seen, handle.report, show)
             print(f"kept patches drawn into {show}")
     return answer

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -13,6 +14,7 @@ from ..plans.shape import VisualShape
 from .processors import load_processor
 from .registry import adapter_for
 from .table import family_of
+from .views import View, view
 
 QUESTION = "{question}"
 
@@ -64,10 +66,23 @@ class HubLoaded:
         return self.processor.tokenizer
 
     def inputs(self, image: Any, question: str) -> dict[str, Any]:
-        """Arguments of `generate` for one question about one PIL image, in the processor's own chat template."""
+        """Arguments of `generate` for one question about one PIL image, in the processor's own chat template.
+
+        Raises:
+            VisionDropError: frames of a video.
+        """
+        if isinstance(image, np.ndarray):
+            raise VisionDropError(
+                f"a video for {type(self.model).__name__}: give a picture here, or inputs that the processor has made of the "
+                "video to the model itself"
+            )
         before, behind = template(self.processor)
         text = before + behind.replace(QUESTION, question)
         return _made(self.processor, image, text, self.model.device, self.model.dtype)
+
+    def seen(self, inputs: dict[str, Any]) -> View | None:
+        """The picture of `inputs` as the tower sees it and its grid of tokens; None where there is no grid."""
+        return view(self.model, self.processor, inputs)
 
     def generate(self, inputs: dict[str, Any], **settings: Any) -> Tensor:
         """[B, new] the ids that were generated behind the prompts."""

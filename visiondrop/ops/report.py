@@ -3,9 +3,12 @@
 With several crops or frames a patch id is unit x patches + patch, and unit c's [CLS] is -1 - c (see `arrange`).
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import VisionDropError
@@ -93,6 +96,7 @@ class Report:
         tokens_per_layer: per image, visual tokens at the input of every layer, [L].
         cache_lengths: per row, valid entries of every layer after the prefill (without a cache: tokens seen), [L].
         positions: per row, a list over decoding steps of the position of the last token in every layer, [L].
+        seconds: wall time spent on choosing and merging since the method was applied, by stage; the device is waited for.
     """
 
     stages: list[StageReport] = field(default_factory=list)
@@ -100,6 +104,7 @@ class Report:
     tokens_per_layer: list[list[int]] = field(default_factory=list)
     cache_lengths: list[list[int]] = field(default_factory=list)
     positions: list[list[list[int]]] = field(default_factory=list)
+    seconds: dict[int | str, float] = field(default_factory=dict)
 
     def stage(self, layer: int | str) -> StageReport:
         """The stage at `layer` ("encoder" or a decoder layer)."""
@@ -148,3 +153,34 @@ class Recorder:
             self.report.positions = [[] for _ in range(rows)]
         for row in range(rows):
             self.report.positions[row].append([table[s][row] for s in segment_of])
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """A selector whose wall time is added to the report of whoever runs it.
+
+    Attributes:
+        select: `(view, kept) -> Selection`; layer: its stage, as in `StageReport`; report: gives the report of the thread.
+    """
+
+    select: Callable[[Any, Any], Selection]
+    layer: int | str
+    report: Callable[[], Report]
+
+    def __call__(self, view: Any, kept: Any) -> Selection:
+        """What `select` returns."""
+        start = _now()
+        selection = self.select(view, kept)
+        seconds = self.report().seconds
+        seconds[self.layer] = seconds.get(self.layer, 0.0) + _now() - start
+        return selection
+
+    def __repr__(self) -> str:  # plans are compared by their text
+        return repr(self.select)
+
+
+def _now() -> float:
+    """Seconds, after all that was asked of the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
