@@ -75,7 +75,18 @@ ELSEWHERE = {
     "tokenizers": "transformers requires it",
     "safetensors": "transformers requires it",
     "huggingface_hub": "transformers requires it",
+    "gradio": "the extra demo",
+    "fastapi": "gradio requires it",
+    "starlette": "gradio requires it",
+    "uvicorn": "gradio requires it",
 }
+
+
+def test_the_demos_files_come_with_it(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for file in (ROOT / "visiondrop/demo").rglob("*.*"):
+        if "__pycache__" not in file.parts:
+            assert file.relative_to(ROOT).as_posix() in names
 
 
 def imported(file: Path) -> set[str]:
