@@ -190,7 +190,7 @@ def compare(folder_a: Path, folder_b: Path, metric: str | None = None) -> dict[s
 def label(row: dict[str, Any]) -> str:
     """What a row ran: method, budget, options."""
     options = " ".join(f"{k}={v}" for k, v in row["options"].items())
-    return " ".join(str(x) for x in (row["method"], row["tokens"] or "", options) if x != "")
+    return " ".join(str(x) for x in (row["method"], row["tokens"] or row.get("share") or "", options) if x != "")
 
 
 def report(result: dict[str, Any]) -> str:

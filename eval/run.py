@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     names = "benchmarks: " + ", ".join(benchmarks.load())
     p = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__.split("\n")[0], epilog=names)
     add_flags(p)
-    add_method_arguments(p)
+    add_method_arguments(p, shares=True)
     p.add_argument("--force", action="store_true", help="do a finished run again; its earlier row stays")
     return p
 

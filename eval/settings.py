@@ -67,7 +67,18 @@ class ModelSettings:
         "checkpoint folder or hub id (default: the benchmark's 7B model)", flag="--model", row=False, identity=NEVER
     )
     method: str = setting("pruning method; none is a method", "visiondrop")
-    tokens: int | None = setting("budget: mean visual tokens per LLM layer; null with explicit settings", None)
+    wrapper: str | None = setting(
+        "lmms-eval's own class for the model (default: by its type; null: our llava)",
+        None,
+        flag="--wrapper",
+        metavar="NAME",
+        identity=GIVEN,
+        added=True,
+    )
+    tokens: int | None = setting(
+        "budget: mean visual tokens per LLM layer; null with explicit settings or a share", None
+    )
+    share: str | None = setting("budget as a share of each picture's tokens", None, identity=GIVEN, added=True)
     options: dict[str, Any] = setting("options given to the method", {})
     layout: str | None = setting(
         "LLaVA-NeXT: how pictures are cut (default: as the checkpoint says)",
@@ -95,7 +106,12 @@ class ModelSettings:
         identity=GIVEN,
         added=True,
     )
-    dtype: str = setting("of the weights; auto: float16 on cuda, else float32", "auto", flag="--dtype", allowed=DTYPES)
+    dtype: str = setting(
+        "of the weights; auto: float32 on the CPU; on cuda float16, under a wrapper bfloat16",
+        "auto",
+        flag="--dtype",
+        allowed=DTYPES,
+    )
     device: str | None = setting(
         "cpu, cuda, cuda:N, or auto (one model over all cards); default: cuda if any", None, flag="--device", row=False
     )
@@ -120,8 +136,14 @@ class ModelSettings:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device != "cpu" and not torch.cuda.is_available():
             raise EvaluationError(f"--device {device} was given and torch finds no card; use --device cpu", "batch")
-        dtype = self.dtype if self.dtype != "auto" else ("float32" if device == "cpu" else "float16")
+        half = "float16" if self.wrapper is None else "bfloat16"
+        dtype = self.dtype if self.dtype != "auto" else ("float32" if device == "cpu" else half)
         return replace(self, device=device, dtype=dtype)
+
+    @property
+    def budget(self) -> int | str | None:
+        """What `visiondrop.apply` takes."""
+        return self.tokens if self.share is None else self.share
 
     @property
     def kind_of_device(self) -> str:
@@ -204,7 +226,7 @@ class Settings(ModelSettings):
     @property
     def folder(self) -> Path:
         """runs/<benchmark>-<protocol>-<model>-<method>-<tokens>-<run>."""
-        budget = "settings" if self.tokens is None else str(self.tokens)
+        budget = "settings" if self.budget is None else str(self.budget)
         words = [self.benchmark, self.protocol, self.model_name, self.method, budget, self.run]
         return Path(self.runs) / "-".join(re.sub(r"[^\w.]+", "_", w) for w in words)
 

@@ -11,6 +11,7 @@ from eval.benchmarks import data
 from eval.driver import launch
 from eval.errors import EvaluationError
 from eval.files import reason
+from eval.models.plugin import WRAPPERS
 from eval.results import fingerprint, rows
 from eval.scoring.judge import judge_of
 from eval.settings import Settings, given, number
@@ -18,6 +19,7 @@ from llava.anyres import check_layout
 from visiondrop.cli import method_options
 from visiondrop.doctor import require_evaluation
 from visiondrop.errors import VisionDropError
+from visiondrop.families.loading import shape_of
 from visiondrop.methods.registry import check_options
 
 
@@ -42,14 +44,25 @@ def prepare(args: argparse.Namespace) -> Settings:
     checkpoint = fingerprint.checkpoint(told.get("model") or benchmark.default_model)
     if "layout" in told:
         _check_layout(told["layout"], checkpoint.config)
-    _show_ledger(args, options, checkpoint, quiet=rank != 0)
+    wrapper = told.get("wrapper") or WRAPPERS.get(checkpoint.config.get("model_type"))
+    if wrapper is None:
+        _show_ledger(args, options, checkpoint, quiet=rank != 0)
+    else:
+        told |= {"wrapper": wrapper, "conversation": wrapper}  # prompts are the wrapper's
+        visiondrop.plan(args.method, args.tokens, shape=shape_of(checkpoint.path), options=options)
     told |= {"model": checkpoint.path, "model_name": checkpoint.name, "model_fingerprint": checkpoint.fingerprint}
     told |= {"data": str(folder) if folder else None, "data_fingerprint": data_fingerprint}
-    told |= {"task": benchmark.task, "method": args.method, "tokens": args.tokens, "options": options}
+    told |= {"task": benchmark.task, "method": args.method, "options": options}
+    if isinstance(args.tokens, int | None):
+        told["tokens"] = args.tokens
+    else:
+        told["share"] = f"{100 * args.tokens:g}%" if isinstance(args.tokens, float) else args.tokens
     told |= {"runs": str(told["runs"].resolve()), "out": str(out)}
     if world > 1:
         told["processes"] = world
     settings = Settings(**{"conversation": benchmark.conversation, **told}).placed()
+    if wrapper is not None and settings.processes > 1 and settings.device == "cpu":
+        raise EvaluationError(f"--processes {settings.processes}: lmms-eval's wrappers share work between cards only")
     if world == 1:
         launch.check(settings)
     return settings

@@ -139,7 +139,7 @@ def _outcome(results: dict[str, Any], folder: RunFolder, lm: Any) -> Outcome:
         for name, value in sorted(results["results"][task].items())
         if name.endswith(",none") and "_stderr" not in name and isinstance(value, (int, float))
     }
-    return Outcome(metrics, len(results["samples"][task]), lm.ledger.as_dict(), lm.compiled)
+    return Outcome(metrics, len(results["samples"][task]), lm.ledger.as_dict(), lm.compiled, lm.processor_facts)
 
 
 def die_with(driver: int) -> None:

@@ -54,6 +54,7 @@ class LlavaVisionDrop(lmms):
     """
 
     is_simple = True
+    processor_facts = None  # of a row: only wrappers have settings of their own
 
     def __init__(self, settings: ModelSettings, answers: Path | None = None):
         """Load the checkpoint and apply the method.
@@ -76,7 +77,7 @@ class LlavaVisionDrop(lmms):
         if settings.layout is not None:
             use_layout(self.model, settings.layout)
         compiling = settings.compile == "on"
-        how = {"tokens": settings.tokens, "compile": compiling, "options": settings.options}
+        how = {"tokens": settings.budget, "compile": compiling, "options": settings.options}
         self.handle = visiondrop.apply(self.model, method=settings.method, **how)
         self.ledger, self.static = self.handle.ledger, self.model.static  # lmms-eval takes the model away at the end
         self.reuse = ImageReuse(self, current_pruner(self.model)) if settings.reuse == "on" else None

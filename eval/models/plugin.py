@@ -9,11 +9,24 @@ from eval.settings import ModelSettings
 
 LLAVA = "llava_visiondrop"
 CLASSES = {LLAVA: "eval.models.llava.LlavaVisionDrop"}  # lmms-eval's name of a model -> its class
+# Type of a model in its config.json -> lmms-eval's wrapper; what is not here is loaded by our llava.
+WRAPPERS = {
+    "qwen2_vl": "qwen2_vl",
+    "qwen2_5_vl": "qwen2_5_vl",
+    "qwen3_vl": "qwen3_vl",
+    "qwen3_vl_moe": "qwen3_vl",
+    "internvl": "internvl_hf",
+    "llava_onevision": "llava_hf",
+}
 
 
 def chosen(settings: ModelSettings) -> tuple[str, type]:
     """lmms-eval's name and the class of the model that answers under `settings`."""
-    return LLAVA, model_class(LLAVA)
+    if settings.wrapper is None:
+        return LLAVA, model_class(LLAVA)
+    from eval.models.hub import hub_class  # lmms-eval is imported where it is needed
+
+    return settings.wrapper, hub_class(settings.wrapper)
 
 
 def model_class(name: str) -> type:

@@ -37,12 +37,14 @@ class Outcome:
         metrics: every number of lmms-eval, and a judge's.
         n: questions; ledger: of the plan in force.
         compile: how the answers were generated: off, on, partly or eager.
+        processor: what a wrapper's processor makes of pictures; None for our llava, whose checkpoint says it all.
     """
 
     metrics: dict[str, float]
     n: int
     ledger: dict[str, Any]
     compile: str = "off"
+    processor: dict[str, Any] | None = None
 
     def row(self) -> dict[str, Any]:
         """The fields of a row that it fills."""

@@ -36,6 +36,7 @@ FIELDS: dict[str, tuple[tuple, str]] = {
     "split": ((str,), "split of the data set"),
     "questions": ((str,), "fingerprint of all (document, prompt, target)"),
     "ledger": ((dict,), "tokens per layer, mean, cache entries, FLOPs"),
+    "processor": ((dict, None), "sizes of the processor under a wrapper; null under our llava"),
     "n": ((int,), "questions answered"),
     "n_full": ((int, None), "questions of the full split, as published"),
     "partial": ((bool,), "a --limit was given: never enters a table"),
@@ -56,7 +57,10 @@ FIELDS: dict[str, tuple[tuple, str]] = {
     "duration": (NUMBER, "seconds of the last session, loading included"),
     "checksum": ((str,), "of the row without this field"),
 }
-ADDED = added_row_fields()  # rows from before these fields are whole without them: how they ran is not recorded
+ADDED = (
+    *added_row_fields(),
+    "processor",
+)  # rows from before these fields are whole without them: how they ran is not recorded
 
 
 def checksum(row: dict[str, Any]) -> str:
@@ -215,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     for row in rows:
         score = "upload" if row["score"] is None else f"{row['score']:.2f}"
         mark = " (partial)" if row["partial"] else ""
-        what = f"{row['benchmark']:<12}{row['protocol']:<9}{row['method']:<14}{row['tokens'] or '-':>5}"
+        what = f"{row['benchmark']:<12}{row['protocol']:<9}{row['method']:<14}{row['tokens'] or row.get('share') or '-':>5}"
         print(f"{what}  {score}{mark}  {row['date']}")
     for sentence in problems:
         print(f"error: {sentence}", file=sys.stderr)

@@ -6,7 +6,7 @@ benchmark="$1"
 shift
 if [ $# -eq 0 ]; then
   echo "usage: bash scripts/eval/$benchmark.sh TOKENS [--method M] [--model PATH_OR_ID] [--data DIR] [--protocol offline|paper] …" \
-    "(TOKENS: mean visual tokens per LLM layer, e.g. 64; all options: --help)" >&2
+    "(TOKENS: mean visual tokens per LLM layer, e.g. 64, or a share, e.g. 22%; all options: --help)" >&2
   exit 2
 fi
 case "$1" in

@@ -8,11 +8,13 @@ import pytest
 from eval.errors import EvaluationError
 from eval.results import rows
 from tests.eval.test_answers import fill_disk
+from tests.support.results_rows import blank
 
 
 def make(number: int = 0, **changes):
     """A sealed row."""
     row = {
+        **blank(),
         "run": f"{number:012x}",
         "folder": "f",
         "benchmark": "gqa",

@@ -24,6 +24,7 @@ TEMPLATE = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 FAMILIES = {
+    "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor", "<|vision_start|><|image_pad|><|vision_end|>"),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "<|vision_start|><|image_pad|><|vision_end|>"),
     "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor", "<|vision_start|><|image_pad|><|vision_end|>"),
     "onevision": ("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessor", "<image>\n"),
@@ -47,8 +48,12 @@ def tokenizer(specials: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def save(name: str, folder: Path) -> None:
-    """Write a random tiny checkpoint of family `name`, as `save_pretrained` and the hub lay it out."""
+def save(name: str, folder: Path, side: int = 14) -> None:
+    """Write a random tiny checkpoint of family `name`, as `save_pretrained` and the hub lay it out.
+
+    Args:
+        side: pixels of a patch, for Qwen's.
+    """
     processor, images, picture = FAMILIES[name]
     specials = [*QWEN, "<image>", "<video>", "<IMG_CONTEXT>", "<img>", "</img>"]
     words = tokenizer(specials)
@@ -68,13 +73,16 @@ def save(name: str, folder: Path) -> None:
         "VOCAB": len(words),
     }
     model = tiny.build(name, **ids)
+    if side != 14:
+        model.config.vision_config.patch_size = side
+        model = type(model)(model.config)
     model.generation_config.eos_token_id = words.eos_token_id
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     settings = {"image_processor_type": images, "processor_class": processor}
     if name.startswith("qwen"):
         settings |= {
-            "patch_size": 14,
+            "patch_size": side,
             "temporal_patch_size": 2,
             "merge_size": 2,
             "min_pixels": 56 * 56,

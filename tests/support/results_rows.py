@@ -11,6 +11,12 @@ from figures.data.settings import options_of
 MODEL = "liuhaotian/llava-v1.5-7b"
 
 
+def blank() -> dict[str, Any]:
+    """A value of the right type for every field of a row, None where it may be empty."""
+    kinds = {name: types for name, (types, _) in rows.FIELDS.items() if name not in ("schema", "checksum")}
+    return {name: None if None in types else types[0]() for name, types in kinds.items()}
+
+
 def row(
     benchmark: str, score: float | None, method: str = "none", tokens: int | None = 576, **changes: Any
 ) -> dict[str, Any]:
@@ -19,6 +25,7 @@ def row(
     options = options_of(changes.pop("options", []))
     ledger = visiondrop.plan(method, tokens, options=options).ledger().as_dict()
     out = {
+        **blank(),
         "run": f"{benchmark}{method}{tokens}"[:12],
         "folder": "made-up",
         "benchmark": benchmark,

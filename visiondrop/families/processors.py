@@ -10,20 +10,23 @@ from transformers.utils import is_torchvision_available
 from ..errors import VisionDropError
 
 
-def load_processor(path: str) -> Any:
+def load_processor(path: str, **more: Any) -> Any:
     """The processor in a folder or of a hub id.
 
     Without torchvision its parts are put together without the one for videos; videos are then refused when they come.
+
+    Args:
+        more: as for `AutoProcessor.from_pretrained`, e.g. `max_pixels`.
     """
     if is_torchvision_available():
-        return AutoProcessor.from_pretrained(path)
+        return AutoProcessor.from_pretrained(path, **more)
     kind = _class_of(path)
     if "video_processor" not in inspect.signature(kind.__init__).parameters:
-        return AutoProcessor.from_pretrained(path)
+        return AutoProcessor.from_pretrained(path, **more)
     settings, _ = kind.get_processor_dict(path)
     named = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs", "args"}
     parts = {
-        "image_processor": AutoImageProcessor.from_pretrained(path),
+        "image_processor": AutoImageProcessor.from_pretrained(path, **more),
         "tokenizer": AutoTokenizer.from_pretrained(path),
         "video_processor": None,
     }
