@@ -193,10 +193,12 @@ class LlavaMetaForCausalLM:
         for shape, ordinals in by_shape(pictures):
             tower = self.get_video_tower() if shape.kind == "video" else self.get_vision_tower()
             if tower.pruner is not None and tower.pruner.plan_for(shape).encoder is not None:
-                eyes = Eyes(tower.clip, tower.select_layer, self.model.mm_projector)
+                eyes = Eyes(
+                    tower.clip, tower.select_layer, self.model.mm_projector, getattr(self.model, "image_newline", None)
+                )
                 group = [pictures[i] for i in ordinals]
                 encoded = encode(tower.pruner, eyes, group, ordinals, len(pictures))
-                found, origin = list(encoded.rows), encoded.ids
+                found, origin = encoded.rows, encoded.ids
             else:
                 rows = self.model.mm_projector(tower(torch.cat([pictures[i].pixels for i in ordinals])))
                 rows = rows.view(len(ordinals), -1, rows.shape[-1])
@@ -204,13 +206,13 @@ class LlavaMetaForCausalLM:
                 origin = [self._unpruned_ids(pictures[i]) for i in ordinals]
             for k, i in enumerate(ordinals):
                 embeds[i], origins[i] = found[k], None if origin is None else origin[k]
-        return embeds, [self.account(p, o) for p, o in zip(pictures, origins)]
+        return embeds, [self.account(p, o, len(rows)) for p, o, rows in zip(pictures, origins, embeds)]
 
-    def account(self, picture: Picture, origin: Tensor | None = None) -> Image:
-        """The layout's account of one image."""
+    def account(self, picture: Picture, origin: Tensor | None = None, rows: int | None = None) -> Image:
+        """The layout's account of one image, of which the encoder stage has left `rows`."""
         pruner = self.get_vision_tower().pruner
         seed = 0 if pruner is None or picture.pixels is None else pruner.seed_of(picture.pixels)
-        return Image(picture.shape, origin, seed, self._room(picture.shape))
+        return Image(picture.shape, origin, seed, self._room(picture.shape), entered=rows)
 
     def _room(self, shape: VisualShape) -> int:
         """Positions that the rows left by an encoder stage need."""

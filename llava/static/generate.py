@@ -332,6 +332,7 @@ class StaticGenerator:
             "the method chooses at random": pruner is not None and pruner.plan.seeded,
             "another budget for this call": pruner is not None and pruner.borrowed,
             "the tower's lengths depend on the picture": pruner is not None and pruner.plan.adaptive,
+            "how many tokens enter depends on the picture": pruner is not None and pruner.plan.packed,
             "the encoder stage reads the question": pruner is not None and pruner.plan.question is not None,
             "what is kept is recorded": pruner is not None and pruner.record,
         }

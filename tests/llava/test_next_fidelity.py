@@ -1,4 +1,5 @@
-"""LLaVA-NeXT against traces of the official codes (VisionZip, VisionDrop's path, VisPruner, SCOPE, CDPruner, HiPrune, DivPrune)."""
+"""LLaVA-NeXT against traces of the official codes (VisionZip, VisionDrop's path, VisPruner, SCOPE, CDPruner, HiPrune, VScan,
+FlowCut, DivPrune)."""
 
 from pathlib import Path
 
@@ -103,6 +104,51 @@ def test_cdpruner_equals_the_official_code(model):
     assert np.array_equal(torch.stack([kept // PATCHES, kept % PATCHES], dim=1).numpy(), trace["sequence_source"])
     assert np.abs(stage.scores[0].view(5, -1).numpy() - trace["relevance"]).max() <= 1e-6
     assert np.abs(stage.hidden[0].numpy() - trace["input_embeds"][35 : 35 + 160]).max() <= 2e-5
+    assert found == trace["tokens"].tolist()
+    assert np.abs(logits - trace["logits"]).max() <= 2e-5
+
+
+def sources(ids: torch.Tensor) -> list[tuple[int, int]]:
+    """(crop, grid id) of every id, newlines (-1, -1)."""
+    return [(-1, -1) if i < 0 else (i // PATCHES, i % PATCHES) for i in ids.tolist()]
+
+
+def test_vscan_equals_the_official_code():
+    """The sequence as it is packed: padding gone, newlines kept, so that its length is the picture's own."""
+    trace = dict(np.load(TRACES / "vscannext_96-160_0.npz"))
+    deep = next_models.native(32, side=336, tower="deep")
+    anyres.use_layout(deep, "anyres")
+    size = tuple(trace["image_size_wh"].tolist())
+    with visiondrop.apply(deep, method="vscan", tokens=320, report=True) as handle:
+        found, logits = answer(deep, models.pixels(*trace["crop_seeds"].tolist()), size, handle)
+        first, second = handle.report.stages
+        lengths = handle.report.cache_lengths[0]
+    assert sources(first.kept()) == [tuple(pair) for pair in trace["sequence_source"].tolist()]
+    assert np.array_equal(local(first.reference[0]), trace["kept"])
+    assert np.abs(first.hidden[0][: len(trace["visual_in_first"])].numpy() - trace["visual_in_first"]).max() <= 2e-5
+    assert np.array_equal(second.kept().numpy(), first.kept()[trace["llm_kept_slots"]].numpy())
+    assert np.abs(second.scores[0].numpy() - trace["llm_score"]).max() <= 1e-6
+    assert np.abs(second.hidden[0].numpy() - trace["hidden_after_stage_visual"]).max() <= 2e-5
+    assert lengths == trace["cache_lengths"].tolist()
+    assert found == trace["tokens"].tolist()
+    assert np.abs(logits - trace["logits"]).max() <= 2e-5
+
+
+def test_flowcut_equals_the_official_code():
+    trace = dict(np.load(TRACES / "flowcutnext-sharp_160_0.npz"))
+    sharp = next_models.native(32, side=336, tower="sharp")
+    anyres.use_layout(sharp, "anyres")
+    size = tuple(trace["image_size_wh"].tolist())
+    with visiondrop.apply(sharp, method="flowcut", tokens=160, report=True) as handle:
+        found, logits = answer(sharp, models.pixels(*trace["crop_seeds"].tolist()), size, handle)
+        (first, second), tower = handle.report.stages, handle.report.tower
+        lengths = handle.report.cache_lengths[0]
+    for s, cut in enumerate(tower):
+        assert np.array_equal(local(cut.kept()[cut.kept() >= 0]), trace[f"kept_cut{s}"])
+    assert sources(first.kept()) == [tuple(pair) for pair in trace["sequence_source"].tolist()]
+    assert np.array_equal(second.kept().numpy(), first.kept()[trace["llm_kept_slots"]].numpy())
+    assert np.abs(second.scores[0].numpy() / trace["llm_score"] - 1).max() <= 2e-5
+    assert lengths == trace["cache_lengths"].tolist()
     assert found == trace["tokens"].tolist()
     assert np.abs(logits - trace["logits"]).max() <= 2e-5
 

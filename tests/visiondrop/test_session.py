@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import visiondrop
-from eval.efficiency.models import build
+from eval.efficiency.models import CLIP_TINY, build
 from tests.support import next_models, video_models
 from visiondrop.reuse.prefix import continue_prefix, encode_prefix, next_logits
 from visiondrop.reuse.store import PrefixStore, fingerprint
@@ -28,7 +28,7 @@ VISUAL_ONLY = [
 
 @pytest.fixture(scope="module")
 def model():
-    return build(TINY, vocab=64)
+    return build(TINY, {**CLIP_TINY, "num_hidden_layers": 4}, vocab=64)  # as deep as methods inside the tower need
 
 
 @pytest.fixture(scope="module")

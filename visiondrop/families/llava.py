@@ -121,10 +121,10 @@ class HubLlavaAdapter(HubAdapter):
             pictures = self._asked(self.pictures(arguments), self.model.config.image_token_id)
             self.now.pixels = self._given(arguments)
             if any(self.pruner.plan_for(p.shape).encoder for p in pictures):
-                output, origins = self._encode(pictures, self.tower, arguments.get("vision_feature_layer"))
+                output, self.now.images = self._encode(pictures, self.tower, arguments.get("vision_feature_layer"))
             else:
-                output, origins = stock(*args, **kwargs), [p.ids for p in pictures]
-            self.now.images = [Image(p.shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
+                output = stock(*args, **kwargs)
+                self.now.images = [Image(p.shape, p.ids, self.pruner.seed_of(p.pixels)) for p in pictures]
             self._check_places(*self._kinds()[0])
             return output
 
@@ -147,24 +147,25 @@ class HubLlavaAdapter(HubAdapter):
             tower: a vision transformer; first: ordinal of the first picture in the batch.
 
         Returns:
-            (output whose `pooler_output` has one [tokens, D] block per picture, ids per picture or None).
+            (output whose `pooler_output` has one [tokens, D] block per picture, the layout's account of each).
         """
         select_layer = self.model.config.vision_feature_layer if select_layer is None else select_layer
         if not isinstance(select_layer, int):
             raise UnsupportedError(f"vision_feature_layer={select_layer}: the encoder stage needs one feature layer")
-        eyes = Eyes(tower, select_layer, self.inner.multi_modal_projector)
-        blocks, origins = [None] * len(pictures), [None] * len(pictures)
+        eyes = Eyes(tower, select_layer, self.inner.multi_modal_projector, getattr(self.inner, "image_newline", None))
+        blocks, images = [None] * len(pictures), [None] * len(pictures)
         for shape, ordinals in by_shape(pictures):
             group = [pictures[i] for i in ordinals]
             self._check_room(shape)
             places = [first + i for i in ordinals]
             found = encode(self.pruner, eyes, group, places, first + len(pictures))
-            kept, origin = found.rows, found.ids
-            block = kept.new_zeros(len(kept), shape.tokens, kept.shape[-1])
-            block[:, : kept.shape[1]] = kept
+            packed = self.pruner.plan_for(shape).packed
             for k, i in enumerate(ordinals):
-                blocks[i], origins[i] = block[k], None if origin is None else origin[k]
-        return BaseModelOutputWithPooling(last_hidden_state=found.hidden, pooler_output=blocks), origins
+                rows, origin = found.rows[k], None if found.ids is None else found.ids[k]
+                blocks[i] = torch.cat([rows, rows.new_zeros(shape.tokens - len(rows), rows.shape[1])])
+                seed = self.pruner.seed_of(pictures[i].pixels)
+                images[i] = Image(shape, origin, seed, entered=len(rows) if packed else None)
+        return BaseModelOutputWithPooling(last_hidden_state=found.hidden, pooler_output=blocks), images
 
     def _check_room(self, shape: VisualShape) -> None:
         """The processor gave an image as many placeholders as it has unpruned tokens; the kept rows must fit."""

@@ -102,16 +102,16 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
             pictures = self._asked(pictures, self.model.config.video_token_id)
             if self.pruner.plan_for(shape).encoder is not None:
                 layer = arguments.get("vision_feature_layer")
-                output, origins = self._encode(pictures, self.video_tower, layer, first=len(self.now.images))
+                output, self.now.videos = self._encode(pictures, self.video_tower, layer, first=len(self.now.images))
                 output.pooler_output = torch.stack(output.pooler_output)
             else:
-                output, origins = stock(*args, **kwargs), [ids] * len(pictures)
+                output = stock(*args, **kwargs)
                 # One row per video, so that beams repeat videos, not frames.
                 rows = output.pooler_output
                 output = BaseModelOutputWithPooling(
                     last_hidden_state=output.last_hidden_state, pooler_output=rows.view(len(pixels), -1, rows.shape[-1])
                 )
-            self.now.videos = [Image(shape, o, self.pruner.seed_of(p.pixels)) for p, o in zip(pictures, origins)]
+                self.now.videos = [Image(shape, ids, self.pruner.seed_of(p.pixels)) for p in pictures]
             self.now.pixels = [*self.now.pixels, *pixels]
             self._check_places(*self._kinds()[1])
             return output

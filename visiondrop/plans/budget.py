@@ -17,7 +17,7 @@ def scaling_notes(plan: Plan, shape: VisualShape) -> tuple[str, ...]:
     """What the budget means for an image of another size than it is stated for."""
     if not plan.active:
         return ()
-    if plan.encoder is not None:
+    if plan.encoder is not None and plan.scaled:
         units = "crops" if shape.canvas or shape.source.startswith("anyres") else "frames"
         if shape.units == shape.nominal_units:
             return ()
@@ -25,7 +25,7 @@ def scaling_notes(plan: Plan, shape: VisualShape) -> tuple[str, ...]:
             f"the budget is stated for {shape.nominal_units} {units}; this image has {shape.units} {units} and gets "
             f"{shape.units}/{shape.nominal_units} of it",
         )
-    if shape.tokens == shape.nominal:
+    if shape.tokens == shape.nominal or not plan.scaled:
         return ()
     return (
         f"the budget is stated for {shape.nominal} visual tokens; this image has {shape.tokens} of {shape.nominal} and "

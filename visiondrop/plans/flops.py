@@ -86,7 +86,9 @@ def projected(plan, dims: ModelDims) -> int:
     shape = plan.shape
     if plan.encoder is not None and plan.encoder.projected:
         return shape.units * shape.patches
-    return plan.entry if plan.encoder else shape.units * (shape.patches + (dims.cls if shape.kind == "video" else 0))
+    if plan.encoder is not None:
+        return plan.encoder.keep * shape.units
+    return shape.units * (shape.patches + (dims.cls if shape.kind == "video" else 0))
 
 
 def projector(dims: ModelDims, tokens: int) -> int:

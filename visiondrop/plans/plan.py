@@ -65,7 +65,9 @@ class EncoderStage(_Keeps):
         kept: rows per unit that go to the projector.
         select: `(EncoderView, Kept) -> Selection`, a plain function; its settings are bound with `functools.partial`.
         order: how the units' rows are lined up for the LLM: "unit" (unit after unit) or the multi-crop orders
-            "canvas" (VisionZip: contextual rows last) and "raster" (VisPruner: all rows).
+            "canvas" (VisionZip: contextual rows last), "raster" (VisPruner: all rows) and "packed" (as the unpruned
+            sequence of an unpadded picture: what lies in its padding goes, so that its length depends on the picture).
+        newlines: in the order "packed", newlines that are handed on with the rows.
         scoring: what chooses, for a reader of the plan: "cls" ([CLS] attention of the tower), or "" for anything else.
         probes: 0-based tower layers whose attention is asked for (`view.at`); none = the feature layer alone.
         projected: all patches go through the projector first (`view.projected`), and the rows that are kept are projected.
@@ -77,6 +79,7 @@ class EncoderStage(_Keeps):
     scoring: str = ""
     probes: tuple[int, ...] = ()
     projected: bool = False
+    newlines: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,8 @@ class Plan:
         seeded: a random choice is made from a fingerprint of the image's pixels (`view.seeds`).
         begin: called once with the view of the stack's input; what it stores in `view.memory` is kept for the stages.
         notes: sentences a reader of the ledger must see (e.g. SparseVLM's other way of counting).
+        scaled: an image of another size than the budget is stated for gets its share of it.
+        entered: visual tokens at LLM entry of one picture, where they depend on it; None = what `encoder` keeps, or the most.
         share: what was asked for where the budget was given as a share of the image's tokens; `tokens` is the count it became.
     """
 
@@ -161,6 +166,8 @@ class Plan:
     begin: Callable[[Any], None] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    scaled: bool = True
+    entered: int | None = None
     share: float | None = None
 
     def __post_init__(self):
@@ -203,9 +210,23 @@ class Plan:
         return any(stage.adaptive for stage in self.tower)
 
     @property
+    def packed(self) -> bool:
+        """Whether the number of visual tokens at LLM entry depends on the picture."""
+        return self.encoder is not None and self.encoder.order == "packed"
+
+    def arriving(self, count: int) -> "Plan":
+        """The plan of one picture of which `count` tokens enter the LLM; a stage that would keep more keeps them all."""
+        stages = tuple(replace(s, kept=Kept(min(s.dominant, count), min(s.contextual, count))) for s in self.stages)
+        return replace(self, entered=count, stages=stages)
+
+    @property
     def entry(self) -> int:
-        """Visual tokens at LLM entry (after the encoder stage)."""
-        return self.encoder.keep * self.shape.units if self.encoder else self.shape.tokens
+        """Visual tokens at LLM entry (after the encoder stage); the most where they depend on the picture."""
+        if self.entered is not None:
+            return self.entered
+        if self.encoder is None:
+            return self.shape.tokens
+        return self.encoder.keep * self.shape.units + self.encoder.newlines
 
     @property
     def counts(self) -> list[int]:

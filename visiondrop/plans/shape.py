@@ -47,6 +47,14 @@ class VisualShape:
         return self.length or self.units * self.patches
 
     @property
+    def newlines(self) -> int:
+        """Newlines in the unpruned sequence of an unpadded anyres image: one per row of its canvas."""
+        if self.source != "anyres":
+            return 0
+        rows, columns = self.canvas or (0, 0)
+        return self.tokens - self.patches - rows * columns
+
+    @property
     def nominal(self) -> int:
         """The unpruned token count that budgets are stated for."""
         return self.nominal_units * self.patches

@@ -25,6 +25,7 @@ class Image:
             sequence would have (a thin unpadded strip of a picture); 0 = as many as unpruned tokens.
         scores, metric: [n] float32 and [n, E] of its tokens from the tower, where the encoder stage acts on entry of the
             stack; else None, and the block holds what the encoder stage has left.
+        entered: how many tokens that are, where it depends on the picture; None = as many as its plan says.
     """
 
     shape: VisualShape
@@ -33,6 +34,7 @@ class Image:
     room: int = 0
     scores: Tensor | None = None
     metric: Tensor | None = None
+    entered: int | None = None
 
     @property
     def block(self) -> int:

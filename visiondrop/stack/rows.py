@@ -47,15 +47,27 @@ def group_images(
     layout: Layout, plan_for: Callable[[VisualShape], Plan], record: bool, device: torch.device
 ) -> list[Group]:
     """The groups of a batch; their ids only where they are recorded."""
-    alike: dict[tuple[VisualShape, int], list[int]] = {}
+    alike: dict[tuple[VisualShape, int | None, int], list[int]] = {}
     seen: Counter = Counter()
     for ordinal, span in enumerate(layout.spans):
-        seen[span.row, span.shape] += 1
-        alike.setdefault((span.shape, seen[span.row, span.shape]), []).append(ordinal)
+        kind = span.shape, span.image.entered
+        seen[span.row, kind] += 1
+        alike.setdefault((*kind, seen[span.row, kind]), []).append(ordinal)
     return [
-        _group(plan_for(shape), images, [layout.spans[i] for i in images], len(layout.lengths), record, device)
-        for (shape, _), images in alike.items()
+        _group(
+            _plan(plan_for(shape), entered),
+            images,
+            [layout.spans[i] for i in images],
+            len(layout.lengths),
+            record,
+            device,
+        )
+        for (shape, entered, _), images in alike.items()
     ]
+
+
+def _plan(plan: Plan, entered: int | None) -> Plan:
+    return plan if entered is None or not plan.packed else plan.arriving(entered)
 
 
 def _group(plan: Plan, images: list[int], spans: list[Span], batch: int, record: bool, device: torch.device) -> Group:

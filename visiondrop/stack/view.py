@@ -50,6 +50,23 @@ class LayerProbe:
         return self.keys[at, :, :length], None if self.padding is None else self.padding[at, :length]
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """One token of the text and the n visual ones of an image in one decoder layer.
+
+    Attributes:
+        query: [I, H, 1, E] of the text's; key: [I, Hkv, n, E] of the visual ones, both rotated.
+        own_value: [I, Hkv, 1, E] of the text's; value: [I, Hkv, n, E] of the visual ones.
+        scale: what logits are multiplied with.
+    """
+
+    query: Tensor
+    key: Tensor
+    own_value: Tensor
+    value: Tensor
+    scale: float
+
+
 class View:
     """I images of n visual tokens each, at the input of a decoder layer.
 
@@ -96,6 +113,19 @@ class View:
     def from_last_token(self) -> Tensor:
         """[I, n] float32: attention of the prompt's last token to each visual token, mean over heads."""
         return self._from_text(torch.ones(len(self._group.images), 1, dtype=torch.bool, device=self._device))[:, 0]
+
+    def last_token(self) -> "Meeting":
+        """The prompt's last token and the visual ones in the probed layer."""
+        group, layer, own = self._group, self._probe.layer, self._probe.own_rotary
+        ends = [end - 1 for end in self._ends]
+        visual, last = (self._take(self._probe.states, at, n) for at, n in ((group.starts, self.count), (ends, 1)))
+        key = scores.project(layer, visual, self._rope(group.starts, self.count), "k", own)
+        query = scores.project(layer, last, self._rope(ends, 1), "q", own)
+        value, own_value = (
+            layer.self_attn.v_proj(layer.input_layernorm(x)).unflatten(2, (key.shape[1], -1)).transpose(1, 2)
+            for x in (visual, last)
+        )
+        return Meeting(query, key, own_value, value, layer.self_attn.scaling)
 
     def from_suffix(self) -> tuple[Tensor, Tensor]:
         """Attention of the text behind the image (see `suffix_mask`) to each visual token.

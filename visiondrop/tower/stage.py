@@ -1,7 +1,7 @@
 """The encoder stage, once, for every front end: pixels in, the rows that enter the language model out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..plans.plan import EncoderStage, Plan, Question
 from ..plans.shape import VisualShape, feature_layer
 from .encoder import Cut, EncoderView, Probe, Seen, Settings, embed, run_layers
 from .questions import Asked
-from .units import Picture, grids_of, join_units, sequence_order, tower_ids
+from .units import Picture, grids_of, join_units, pack, sequence_order, tower_ids
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class Eyes:
     Attributes:
         tower: a CLIP or SigLIP vision transformer; select_layer: which of its hidden states is read, e.g. -2.
         projector: [I, m, D] tower states -> [I, m, D'] embeddings of the language model.
+        newline: [D'] what closes the rows of an unpadded picture, or None.
     """
 
     tower: nn.Module
     select_layer: int
     projector: Callable[[Tensor], Tensor]
+    newline: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ class Encoded:
     """I pictures of one shape, ready for the language model.
 
     Attributes:
-        rows: [I, U * keep, D'] embeddings, in the LLM's order; ids: [I, U * keep] their ids when recording, else None.
+        rows: per picture [m, D'] embeddings, in the LLM's order; ids: [m] their ids when recording, else None.
         hidden: [I * U, R, D] the tower's output.
     """
 
-    rows: Tensor
-    ids: Tensor | None
+    rows: Sequence[Tensor]
+    ids: Sequence[Tensor] | None
     hidden: Tensor
 
 
@@ -117,13 +119,15 @@ def reduce(pruner: Any, eyes: Eyes, seen: Seen, pictures: Sequence[Picture], ima
     if plan.question is not None:
         asked = ask(pruner, eyes, plan.question, pictures, images, total)
     view = EncoderView(seen, shape.cls, stage.keep, Settings(pruner.chunk, pruner.fused), eyes.projector, asked)
-    selection, sequence = stage.select(view, stage.kept), None
+    selection = stage.select(view, stage.kept)
     value = selection.value
     if value is None and stage.projected:
         value = gather_rows(view.projected, selection.index - int(shape.cls))
     elif value is None:
         value = gather_rows(seen.hidden, selection.index)
-    value = value.reshape(len(pictures), -1, value.shape[-1])
+    value, sequence = value.reshape(len(pictures), -1, value.shape[-1]), None
+    if stage.order == "packed":
+        return _packed(pruner, eyes, seen, selection, value, pictures, images, total)
     if shape.units > 1 or pruner.record:
         ids = ids_of(shape, seen.rows, len(pictures), selection.index.device)
         sequence, order = line_up(selection, ids, stage, shape, pictures)
@@ -133,7 +137,44 @@ def reduce(pruner: Any, eyes: Eyes, seen: Seen, pictures: Sequence[Picture], ima
             joined = join_units(selection, shape.units, seen.hidden.shape[1])
             pruner.report.stages[0].record(images, ids, joined, value, sequence)
     embeds = value if stage.projected else eyes.projector(value)
-    return Encoded(embeds, sequence if pruner.record else None, seen.hidden)
+    return Encoded(list(embeds), list(sequence) if pruner.record else None, seen.hidden)
+
+
+def _packed(
+    pruner: Any,
+    eyes: Eyes,
+    seen: Seen,
+    selection: Selection,
+    value: Tensor,
+    pictures: Sequence[Picture],
+    images: list[int],
+    total: int,
+) -> Encoded:
+    """`reduce` in the order "packed": each picture has a length of its own, which is read from the device."""
+    shape = pictures[0].shape
+    stage = pruner.plan_for(shape).encoder
+    ids = ids_of(shape, seen.rows, len(pictures), selection.index.device)
+    joined, rows, sequences = join_units(selection, shape.units, seen.hidden.shape[1]), [], []
+    if pruner.record:
+        record(pruner.report, shape, seen, images, total)
+    for i, picture in enumerate(pictures):
+        kept = ids[i].gather(0, joined.index[i])
+        order, sequence = pack(kept, picture.ids.to(kept.device), shape.units * shape.patches, bool(stage.newlines))
+        own = value[i] if stage.projected else eyes.projector(value[i])
+        if stage.newlines:
+            own = torch.cat([own, eyes.newline[None].to(own.device, own.dtype)])
+        rows.append(own[order])
+        sequences.append(sequence)
+        if pruner.record:
+            states = own if stage.projected else value[i]
+            alone = replace(joined, **{f.name: _row(getattr(joined, f.name), i) for f in fields(joined)})
+            pruner.report.stages[0].record([images[i]], ids[i : i + 1], alone, states[order][None], sequence[None])
+    return Encoded(rows, sequences if pruner.record else None, seen.hidden)
+
+
+def _row(x: Any, i: int) -> Any:
+    """One image of a selection's field."""
+    return x[i : i + 1] if isinstance(x, Tensor) else x
 
 
 def ask(

@@ -93,6 +93,22 @@ def sequence_order(ids: Tensor, dominant: int, patches: int, grids: Sequence[tup
     return torch.where(unit == 0, at, key).flatten(1).argsort(dim=1, stable=True)
 
 
+def pack(kept: Tensor, whole: Tensor, patches: int, newlines: bool) -> tuple[Tensor, Tensor]:
+    """Kept patches in the order of an unpruned sequence; those that it does not have (padding) go.
+
+    Args:
+        kept: [K] ids 0 … patches-1; whole: [length] ids of the unpruned sequence, newlines negative; patches: of all units.
+        newlines: whether they stay.
+
+    Returns:
+        (at every place of the sequence, which of `kept` stands there, K = a newline; ids), each [m] long.
+    """
+    place = torch.full((patches,), -1, device=kept.device).scatter(0, kept, torch.arange(len(kept), device=kept.device))
+    at = torch.where(whole < 0, len(kept) if newlines else -1, place[whole.clamp(min=0)])
+    stay = at >= 0
+    return at[stay], whole[stay]
+
+
 def join_units(selection: Selection, units: int, rows: int) -> Selection:
     """The selections of an image's units as one selection over all its rows, unit after unit.
 

@@ -7,20 +7,23 @@ Beyond the original: how many go is found picture by picture (over its own units
 a batch; float32 scores in every dtype, no NaN where a weight underflows, and equal scores go to the smallest patch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...errors import VisionDropError
+from ...ops.scores import attention_rows
 from ...ops.selection import Selection, ranked
-from ...plans.plan import EncoderStage, Kept, Plan, TowerStage
-from ...plans.schedule import per_unit
+from ...plans.plan import EncoderStage, Kept, Plan, Stage, TowerStage
+from ...plans.schedule import per_unit, scale_layers
 from ...plans.shape import VisualShape
 from ..method import Method
 from ..registry import register
 
+LAYER = 2  # of 32, the cut in the language model of LLaVA-NeXT
+CROPS = ("anyres", "fixed")  # layouts of LLaVA-NeXT
 MEMORY = 0.5  # share of the score so far in the next one
 
 
@@ -33,6 +36,8 @@ class FlowCut(Method):
         """Stages inside the tower, and one after it that leaves [CLS] behind.  None: budget out of reach."""
         self.one_way(tokens)
         check_tower(shape)
+        if shape.kind == "image" and (shape.units > 1 or shape.source.startswith(CROPS)):
+            return self._crops(tokens, shape)
         count = per_unit(tokens, shape)
         if count is None:
             return None
@@ -40,6 +45,22 @@ class FlowCut(Method):
             return Plan("flowcut", shape)
         stages = tower_stages(count, shape)
         return Plan("flowcut", shape, encoder=EncoderStage(Kept(count), patches, "raster"), tower=stages, notes=(NOTE,))
+
+    def _crops(self, tokens: int, shape: VisualShape) -> Plan | None:
+        """LLaVA-NeXT as the authors have it: half of T from every crop, and T of the whole picture from layer 2 on."""
+        count, (layer,) = min(tokens // 2, shape.patches), scale_layers((LAYER,), shape.layers)
+        if not 1 <= count < shape.patches or layer < 1:
+            return None
+        order = "packed" if shape.source == "anyres" else "raster"
+        plan = Plan(
+            "flowcut", shape, encoder=EncoderStage(Kept(count), patches, order), tower=tower_stages(count, shape)
+        )
+        cut_again = Stage(layer, Kept(min(tokens, plan.entry)), by_last_token, layer - 1, "row")
+        notes = (
+            NOTE,
+            f"{count} of every crop, less what lies in padding, stand before layer {layer}, and {tokens} behind it",
+        )
+        return replace(plan, stages=(cut_again,), text_guided=True, scaled=False, notes=notes)
 
 
 NOTE = (
@@ -121,6 +142,16 @@ def left(relation: Tensor, target: int, ahead: int) -> int:
     evenness = -torch.xlogy(share, share).sum(dim=1) / torch.log(torch.tensor(float(count), device=share.device))
     gone = ((count - target) / ahead**0.5 * (1 - evenness**2)).round()
     return max(count - int(gone.amax()), target)
+
+
+def by_last_token(view, kept: Kept) -> Selection:
+    """The `kept.dominant` visual tokens that the prompt's last one meets most, by attention among them and by values."""
+    met = view.last_token()
+    relation = attention_rows(met.query, met.key, met.scale, None)[:, 0]
+    meaning = attention_rows(met.own_value.float(), met.value.float(), met.scale, None)[:, 0]
+    length = met.value.float().mean(dim=1).abs().sum(dim=-1)
+    scores = (_share(relation) + _share(meaning)) * length  # [I, n]
+    return Selection(index=ranked(scores, kept.dominant).sort(dim=1).values, scores=scores)
 
 
 def patches(view, kept: Kept) -> Selection:

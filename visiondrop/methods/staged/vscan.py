@@ -29,6 +29,10 @@ LAYER = 16  # of 32
 FIRST, LAST = 1.5, 0.5  # budgets before and behind the cut in the decoder
 SIDES = 4  # windows per side of the grid
 WINDOWS = SIDES * SIDES
+UNPADDED = (
+    "patches in the padding of an unpadded picture go and its newlines stay, so how many tokens stand before the cut depends on "
+    "the picture; the ledger counts the most"
+)
 PRESETS = {"author-64": (96, 32)}  # T and tokens behind the cut, see configs/methods/vscan.yaml
 
 
@@ -70,15 +74,16 @@ class VScan(Method):
             encoder=EncoderStage(
                 Kept(0, kept),
                 partial(select, side=side, local=local // WINDOWS, layers=(early - 1, last - 1)),
-                order="raster",
+                order="packed" if shape.source == "anyres" else "raster",
                 probes=tuple(sorted({early - 1, last - 1})),
                 projected=True,
+                newlines=shape.newlines,
             ),
             stages=(Stage(at[0], Kept(final), by_text, at[0], "row"),),
             text_guided=True,
-            notes=(rule(stated, local, chosen),),
+            notes=(rule(stated, local, chosen), *([UNPADDED] if shape.source == "anyres" else [])),
         )
-        mean = sum(plan.tokens_per_layer()) / shape.layers
+        mean = (kept * shape.units * at[0] + final * (shape.layers - at[0])) / shape.layers
         return plan if tokens is None or abs(mean - tokens * shape.scale) <= 1 else None
 
     def _amounts(self, tokens: int | None, shape: VisualShape) -> tuple[int, int]:
