@@ -37,7 +37,9 @@ class NativeAdapter:
         return self.model.visual_shape()
 
     def clip(self) -> str | None:
-        """The CLIP that the tower came from, as the checkpoint names it."""
+        """The CLIP that the tower came from, as the checkpoint names it; Video-LLaVA's towers have other partners."""
+        if self.model.get_video_tower() is not None:
+            return None
         return self.model.config.mm_vision_tower or published(self.model.config.vision_config)
 
     def dims(self) -> ModelDims:

@@ -9,7 +9,9 @@ import torch
 import visiondrop
 from tests.support import models
 from visiondrop import (
+    CDPruner,
     FastV,
+    FlowCut,
     PyramidDrop,
     Random,
     SparseVLM,
@@ -30,6 +32,7 @@ PAIRS = {
     "vispruner+fastv": compose(encoder=VisPruner(), decoder=FastV(), tokens=80),
     "visionzip+visiondrop": compose(encoder=VisionZip(), decoder=VisionDrop(encoder=False), tokens=80),
     "visionzip+pyramiddrop": compose(encoder=VisionZip(), decoder=PyramidDrop(), tokens=80, encoder_share=0.8),
+    "flowcut+fastv": compose(encoder=FlowCut(), decoder=FastV(), tokens=80),
     "vispruner+random": compose(encoder=VisPruner(), decoder=Random(seed=3), tokens=80),
 }
 SETTINGS = [
@@ -298,3 +301,15 @@ def test_vispruner_then_fastv_by_a_model_that_is_fed_the_kept_tokens(native):
         states = states[0] if isinstance(states, tuple) else states
     wanted = stock.lm_head(stack.norm(states))[0, -1]
     assert (got - wanted).abs().max() <= TOLERANCE
+
+
+def test_what_an_encoder_stage_needs_goes_along():
+    """Cuts inside the tower, the question and what choosing costs belong to the encoder's half of a composed plan."""
+    both = visiondrop.plan(compose(encoder=CDPruner(clip="somewhere"), decoder=FastV(), tokens=64))
+    assert both.question.clip == "somewhere" and both.text_guided and both.encoder.projected
+    alone = visiondrop.plan("cdpruner", both.encoder.keep)
+    rows = visiondrop.plan(compose(encoder=VisPruner(), decoder=FastV(), tokens=64)).ledger().flops
+    extra = alone.ledger().flops - visiondrop.plan("vispruner", both.encoder.keep).ledger().flops
+    assert both.ledger().flops - rows == pytest.approx(extra)
+    cut = visiondrop.plan(compose(encoder=FlowCut(), decoder=FastV(), tokens=64))
+    assert [s.layer for s in cut.tower] == list(range(1, 22, 2)) and cut.tower[-1].keep == cut.encoder.keep + 1

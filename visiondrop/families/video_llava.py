@@ -42,6 +42,10 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
             "get_video_features": self._wrap_videos(self.inner.get_video_features),
         }
 
+    def clip(self) -> str | None:
+        """LanguageBind's towers were trained beside a text half that is not OpenAI's."""
+        return None
+
     def shape(self) -> VisualShape:
         """An ordinary video."""
         return self._shape(FRAMES)
