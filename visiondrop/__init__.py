@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .methods.encoder.cdpruner import CDPruner
     from .methods.encoder.flowcut import FlowCut
     from .methods.encoder.hiprune import HiPrune
+    from .methods.encoder.holov import HoloV
     from .methods.encoder.scope import Scope
     from .methods.encoder.visionzip import VisionZip
     from .methods.encoder.vispruner import VisPruner
@@ -49,6 +50,7 @@ _HOMES = {
     "VisPruner": "methods.encoder.vispruner",
     "VisionZip": "methods.encoder.visionzip",
     "Scope": "methods.encoder.scope",
+    "HoloV": "methods.encoder.holov",
     "CDPruner": "methods.encoder.cdpruner",
     "FlowCut": "methods.encoder.flowcut",
     "HiPrune": "methods.encoder.hiprune",
@@ -77,6 +79,7 @@ __all__ = [
     "FlowCut",
     "Handle",
     "HiPrune",
+    "HoloV",
     "Method",
     "NoPruning",
     "Pool",

@@ -93,6 +93,19 @@ def test_scope_equals_the_official_code(model):
     assert np.abs(logits - trace["logits"]).max() <= 2e-5
 
 
+def test_holov_equals_the_official_code(loaded):
+    """One choice over base picture and unpadded canvas, newlines left out."""
+    anyres.use_layout(loaded, "anyres")
+    trace = dict(np.load(TRACES / "holov-next_160_0.npz"))
+    size = tuple(trace["image_size_wh"].tolist())
+    with visiondrop.apply(loaded, method="holov", tokens=160, report=True) as handle:
+        found, logits = answer(loaded, models.pixels(*trace["crop_seeds"].tolist()), size, handle)
+        kept = handle.report.stages[0].kept()
+    assert np.array_equal(torch.stack([kept // PATCHES, kept % PATCHES], dim=1).numpy(), trace["sequence_source"])
+    assert found == trace["generated"].tolist()
+    assert np.abs(logits - trace["logits"]).max() <= 2e-5
+
+
 def test_cdpruner_equals_the_official_code(model):
     trace = dict(np.load(TRACES / "cdpruner-next_32x5_0.npz"))
     size, question = tuple(trace["image_size_wh"].tolist()), [str(trace["question"])]

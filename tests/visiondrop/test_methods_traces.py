@@ -26,6 +26,7 @@ BASELINES = (
     "flowcut",
     "flowcut-sharp",
     "hiprune",
+    "holov",
     "pyramiddrop",
     "scope",
     "sparsevlm-v1.5",
@@ -80,6 +81,8 @@ def settings(name: str, trace: dict) -> dict:
     if kind == "vscan":
         keep = int(trace["visual_token_num"]), int(trace["image_token_list"][1])
         return dict(method=kind, tokens=int(setting)) if setting != "32" else dict(method=kind, keep=keep)
+    if kind == "holov":
+        return dict(method=kind, tokens=int(trace["visual_token_num"]), windows=int(trace["num_patches"]))
     if kind == "divprune" and "." in setting:
         return dict(method=kind, ratio=float(setting))
     return dict(method=kind.split("-")[0], tokens=int(setting))
@@ -200,6 +203,24 @@ def compare_cdpruner(trace: dict, report) -> None:
     close(stage.hidden[0][:, :: 8 if wide else 1], wanted)
     layers = int(trace["llm_layers"])
     assert report.cache_lengths[0] == [57 + len(trace["kept_grid"])] * layers == report.positions[0][0]
+
+
+def compare_holov(trace: dict, report) -> None:
+    (stage,) = report.stages
+    wanted = trace["kept_in_order"]
+    assert stage.layer == "encoder" and stage.kept().tolist() == wanted.tolist()
+    assert (stage.hidden[0][torch.from_numpy(wanted) < 0] == 0).all()
+    close(stage.scores[0], trace["cls_attention"], 1e-6)
+    close(embeddings(stage, trace), trace["input_embeds"])
+    assert report.cache_lengths[0] == trace["kv_lengths"].tolist() == report.positions[0][0]
+
+
+def embeddings(stage, trace: dict) -> torch.Tensor:
+    """Of the visual rows among those of the LLM's input that a trace stores (every fourth); its text rows are left out."""
+    rows = trace["input_embeds_rows"]
+    visual = (rows >= 35) & (rows < 35 + len(stage.hidden[0]))
+    trace["input_embeds"] = trace["input_embeds"][visual]
+    return stage.hidden[0][rows[visual] - 35]
 
 
 def close(got: torch.Tensor, wanted: np.ndarray, tolerance: float = TOLERANCE) -> None:

@@ -122,11 +122,7 @@ class DynamicAdapter(HubAdapter):
 
     def _check(self, plan) -> None:
         """Refuse what acts inside the tower or asks it for more than the scores of one layer."""
-        if (
-            getattr(plan, "tower", ())
-            or getattr(plan.encoder, "probes", ())
-            or getattr(plan.encoder, "projected", False)
-        ):
+        if getattr(plan, "tower", ()) or getattr(plan.encoder, "probes", ()):
             raise UnsupportedError(
                 f"method {plan.method!r} reads several layers of a CLIP tower, or acts inside it; {self.family.title} has "
                 "another tower: use visionzip, vispruner, scope, divprune, visiondrop or a method that acts in the decoder"

@@ -100,7 +100,7 @@ class Composed(Method):
                 f"encoder={self.encoder.name!r} acts inside the language model: give a method that acts after the vision tower "
                 "only, such as visionzip or vispruner"
             )
-        inside = shape if first.encoder is None else left_over(shape, first.encoder.keep)
+        inside = shape if first.encoder is None else left_over(shape, first.entry)
         if tokens is not None and tokens > inside.nominal:
             if tokens > inside.nominal + 1:  # the encoder stage alone brings the mean below the budget
                 return None

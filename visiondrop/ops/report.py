@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VisionDropError
-from .selection import Selection
+from .selection import Selection, ids_at
 
 
 @dataclass
@@ -69,7 +69,7 @@ class StageReport:
             ids: [I, n] ids of the incoming tokens; values: [I, M, D] outgoing states in sequence order.
             sequence: [I, M] outgoing ids where their order is not that of `selection.index`.
         """
-        out = ids.gather(1, selection.index)
+        out = ids_at(ids, selection.index)
         sequence = out if sequence is None else sequence
         kept = out.shape[1] if selection.dominant is None else selection.dominant
         none = ids.new_empty(0)

@@ -12,7 +12,8 @@ class Selection:
     """The outcome of one stage for I images of equal size.
 
     Attributes:
-        index: [I, M] long, slot 0 … n-1 of the representative of every output row, in output order.
+        index: [I, M] long, slot 0 … n-1 of the representative of every output row, in output order; -1 = the row stands for
+            no token (HoloV's zeros), is -1 in reports too, and `value` and `mix` say what it is.
         value: [I, M, D] output states, or None where they are the representatives' own, unchanged.
         dominant: how many leading output rows are dominant (unmerged: their states are the representatives' own).
         merged: [I, N] slots that were merged away, ascending, or None.
@@ -40,6 +41,11 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
         return x[0].index_select(0, index[0]).unsqueeze(0)
     # Whole rows are moved: several times faster on a CPU than `gather`, whose index has an entry per element.
     return x[torch.arange(len(index), device=index.device)[:, None], index]
+
+
+def ids_at(ids: Tensor, index: Tensor) -> Tensor:
+    """Ids [I, n] of the rows of a selection [I, M]; -1 where a row stands for no token."""
+    return ids.gather(1, index.clamp(min=0)).masked_fill(index < 0, -1)
 
 
 def top_k(scores: Tensor, count: int) -> Tensor:

@@ -59,8 +59,10 @@ def grids(shape: VisualShape) -> list[Grid] | None:
 
 
 def left_over(shape: VisualShape, kept: int) -> VisualShape:
-    """The image as the language model gets it from an encoder stage that keeps `kept` tokens per unit: no grid."""
-    return replace(shape, patches=kept, length=0, canvas=None, grid=None, source=KEPT)
+    """The image as the language model gets it from an encoder stage that keeps `kept` tokens of it: no grid."""
+    each = nearest(kept / shape.units)
+    length = 0 if each * shape.units == kept else kept
+    return replace(shape, patches=each, length=length, canvas=None, grid=None, source=KEPT)
 
 
 def cls_slots(shape: VisualShape) -> list[int]:

@@ -71,6 +71,7 @@ class EncoderStage(_Keeps):
         scoring: what chooses, for a reader of the plan: "cls" ([CLS] attention of the tower), or "" for anything else.
         probes: 0-based tower layers whose attention is asked for (`view.at`); none = the feature layer alone.
         projected: all patches go through the projector first (`view.projected`), and the rows that are kept are projected.
+        whole: the units of an image are one sequence, [CLS], newlines and padding left out, and `kept` counts all its rows.
     """
 
     kept: Kept
@@ -80,6 +81,7 @@ class EncoderStage(_Keeps):
     probes: tuple[int, ...] = ()
     projected: bool = False
     newlines: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ class Plan:
             return self.entered
         if self.encoder is None:
             return self.shape.tokens
-        return self.encoder.keep * self.shape.units + self.encoder.newlines
+        return self.encoder.keep * (1 if self.encoder.whole else self.shape.units) + self.encoder.newlines
 
     @property
     def counts(self) -> list[int]:
@@ -339,7 +341,7 @@ class Ledger:
                 lines.append(f"  tower layers {first:>2} – {last:<2}  {rows[first]:>4} rows{most}")
         if plan.encoder:
             e = plan.encoder
-            each = " per unit" if shape.units > 1 else ""
+            each = " per unit" if shape.units > 1 and not e.whole else ""
             lines.append(f"  encoder stage  {_parts(e)}{each}")
         edges = [0, *(s.layer for s in plan.stages), shape.layers]
         labels = ["", *map(_parts, plan.stages)]

@@ -257,4 +257,5 @@ class Rows:
 def _pick(name: str, own: Tensor, selection: Selection) -> Tensor:
     if name == "features":
         return selection.combine(own)
-    return own.gather(1, selection.index) if own.ndim == 2 else gather_rows(own, selection.index)
+    index = selection.index % own.shape[1]  # a row that stands for no token takes the last one's position
+    return own.gather(1, index) if own.ndim == 2 else gather_rows(own, index)

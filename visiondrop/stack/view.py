@@ -259,6 +259,11 @@ class EntryView(View):
 
     cls = False
 
+    @property
+    def projected(self) -> Tensor:
+        """[I, n, D]: `hidden`."""
+        return self.hidden
+
     def score(self) -> Tensor:
         """[I, n] float32: the tower's attention to the patches of each token."""
         return self._group.tower[0]

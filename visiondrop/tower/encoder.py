@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import scores
-from ..ops.selection import Selection
-from ..plans.shape import feature_layer
+from ..ops.selection import Selection, gather_rows
+from ..plans.shape import VisualShape, feature_layer
 from .questions import Asked
 
 
@@ -231,3 +231,34 @@ class EncoderView:
     def metric(self) -> Tensor:
         """`LayerView.metric` of the feature layer."""
         return self.at(self._seen.layer).metric()
+
+
+class WholeView:
+    """What a selector may ask about I pictures of n patches each, all units as one sequence (`EncoderStage.whole`).
+
+    Attributes:
+        ids: [I, n] which patch of which unit a token is; hidden: [I, n, D] their states; there is no [CLS] row.
+    """
+
+    cls = False
+
+    def __init__(self, view: EncoderView, shape: VisualShape, ids: Tensor):
+        self._view, self.shape, self.ids = view, shape, ids
+        self.keep, self.memory = view.keep, view.memory
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """[I, n, D] output of the feature layer."""
+        return self._join(self._view.hidden[:, int(self._view.cls) :])
+
+    @cached_property
+    def projected(self) -> Tensor:
+        """[I, n, D'] embeddings."""
+        return self._join(self._view.projected)
+
+    def score(self) -> Tensor:
+        """[I, n] float32: `LayerView.score` of each patch in its own unit."""
+        return self._view.score().reshape(len(self.ids), -1).gather(1, self.ids)
+
+    def _join(self, rows: Tensor) -> Tensor:
+        return gather_rows(rows.reshape(len(self.ids), -1, rows.shape[-1]), self.ids)

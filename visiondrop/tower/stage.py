@@ -12,9 +12,9 @@ from ..ops.report import Report, StageReport
 from ..ops.selection import Selection, gather_rows
 from ..plans.plan import EncoderStage, Plan, Question
 from ..plans.shape import VisualShape, feature_layer
-from .encoder import Cut, EncoderView, Probe, Seen, Settings, embed, run_layers
+from .encoder import Cut, EncoderView, Probe, Seen, Settings, WholeView, embed, run_layers
 from .questions import Asked
-from .units import Picture, grids_of, join_units, pack, sequence_order, tower_ids
+from .units import Picture, grids_of, join_units, pack, sequence_order, tower_ids, whole_ids
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,9 @@ def reduce(pruner: Any, eyes: Eyes, seen: Seen, pictures: Sequence[Picture], ima
     if plan.question is not None:
         asked = ask(pruner, eyes, plan.question, pictures, images, total)
     view = EncoderView(seen, shape.cls, stage.keep, Settings(pruner.chunk, pruner.fused), eyes.projector, asked)
+    if stage.whole:
+        whole = WholeView(view, shape, whole_ids(pictures).to(seen.hidden.device))
+        return _reduce_whole(pruner, stage, seen, whole, eyes, images, total)
     selection = stage.select(view, stage.kept)
     value = selection.value
     if value is None and stage.projected:
@@ -175,6 +178,21 @@ def _packed(
 def _row(x: Any, i: int) -> Any:
     """One image of a selection's field."""
     return x[i : i + 1] if isinstance(x, Tensor) else x
+
+
+def _reduce_whole(
+    pruner: Any, stage: EncoderStage, seen: Seen, view: WholeView, eyes: Eyes, images: list[int], total: int
+) -> Encoded:
+    """`reduce` where the choice is among all tokens of a picture at once, and in the order of the selection."""
+    selection, sequence = stage.select(view, stage.kept), None
+    value = selection.value
+    if value is None:
+        value = gather_rows(view.projected if stage.projected else view.hidden, selection.index)
+    if pruner.record:
+        record(pruner.report, view.shape, seen, images, total)
+        sequence = pruner.report.stages[0].record(images, view.ids, selection, value)
+    embeds = value if stage.projected else eyes.projector(value)
+    return Encoded(list(embeds), None if sequence is None else list(sequence), seen.hidden)
 
 
 def ask(

@@ -172,3 +172,10 @@ def tower_ids(units: int, patches: int, cls: bool, device: torch.device | None =
     if cls:
         ids = torch.cat([-1 - torch.arange(units, device=device)[:, None], ids], dim=1)
     return ids.flatten()
+
+
+def whole_ids(pictures: Sequence[Picture]) -> Tensor:
+    """[I, n] ids of the patches of each picture in the order of its unpruned sequence, [CLS] and newlines left out."""
+    shape = pictures[0].shape
+    every = torch.arange(shape.units * shape.patches)
+    return torch.stack([every if p.ids is None else p.ids.cpu()[p.ids.cpu() >= 0] for p in pictures])
