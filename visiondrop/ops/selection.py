@@ -53,6 +53,14 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     return scores.topk(count, dim=1).indices.sort(dim=1).values
 
 
+def divide(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(slots of the `count` largest scores, all others), both ascending: [I, n] -> ([I, count], [I, n - count]) long."""
+    best = scores.topk(count, dim=1).indices
+    taken = torch.zeros(scores.shape, dtype=torch.uint8, device=scores.device).scatter_(1, best, 1)
+    order = taken.sort(dim=1, descending=True, stable=True).indices
+    return order[:, :count], order[:, count:]
+
+
 def ranked(scores: Tensor, count: int) -> Tensor:
     """Slots of the `count` largest scores, the largest first, of equals the smallest slot: [I, n] -> [I, count] long."""
     return scores.argsort(dim=1, descending=True, stable=True)[:, :count]

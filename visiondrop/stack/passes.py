@@ -22,6 +22,9 @@ from .layout import Layout
 from .rows import Change, Group, Rows, group_images
 from .view import EntryView, LayerProbe, View
 
+# Rotary embeddings in which a position's does not depend on how many there are.
+PER_POSITION = ("default", "linear", "llama3", "yarn")
+
 
 def without_text_axis(position_ids: Tensor) -> Tensor:
     """[4, B, T] as `generate` makes them for M-RoPE (text, time, height, width) -> [3, B, T]; others as they are."""
@@ -81,6 +84,7 @@ class PrefillRun(_Run):
         probes = [(s.probe, s.layer) for pairs in self.stages.values() for _, s in pairs if s.probe is not None]
         self.watched = {probe for probe, layer in probes if probe < layer}
         self.inputs: dict[int, Tensor] = {}
+        self._numbers: tuple | None = None
         self.boundaries = {0, *self.stages}
         if cache is not None:
             # Cut all segments now: what one holds must not include this pass when another is cut from it.
@@ -189,10 +193,19 @@ class PrefillRun(_Run):
 
     def _embed_positions(self, count: int | Tensor) -> None:
         """Rotary embedding of the tokens in hand, after `count` earlier ones (int, or [B] long)."""
+        numbers = self.rows.padding, count
+        if self.compact and self._numbers == numbers and self.rows.width <= self._whole[0].shape[1]:
+            # The same numbers as of a longer segment, from 0 or `count` on: a part of its rotary embedding.
+            cos, sin = self._whole
+            self.rope = cos[:, : self.rows.width], sin[:, : self.rows.width]
+            return
         positions = self.rows.numbered(count) if self.compact else self.rows.positions
         if positions.ndim == 3:
             positions = positions.permute(2, 0, 1)
-        self.rope = self.stack.rotary_emb(self.rows.hidden, position_ids=positions)
+        rotary = self.stack.rotary_emb
+        self.rope = rotary(self.rows.hidden, position_ids=positions)
+        if self.compact and isinstance(count, int) and getattr(rotary, "rope_type", None) in PER_POSITION:
+            self._numbers, self._whole = numbers, self.rope
 
     def _valid_entries(self, i: int) -> list[int]:
         """Valid tokens of every row that layer `i` holds after this pass."""

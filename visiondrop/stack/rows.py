@@ -117,6 +117,7 @@ class Rows:
         self.width, self.lengths = layout.width, list(layout.lengths)
         self.positions: Tensor | None = None
         self.features: Tensor | None = None
+        self._valid: tuple[tuple[int, ...], Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -129,9 +130,18 @@ class Rows:
             columns = [layout.mask[b].nonzero()[:, 0] for b in range(len(layout.lengths))]
             self._regather([[c + b * self.width] for b, c in enumerate(columns)], {})
 
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Columns of padding in every row."""
+        return tuple(self.width - n for n in self.lengths)
+
     def valid(self) -> Tensor | None:
         """[B, L] bool, False for padding; None where there is none."""
-        return padding_mask(self.lengths, self.width, self.device)
+        if self._valid is None or self._valid[0] != self.padding or self._valid[1].shape[1] < self.width:
+            made = padding_mask(self.lengths, self.width, self.device)
+            self._valid = None if made is None else (self.padding, made)
+        # Padding is on the left: where it stays, fewer columns have the same beginning.
+        return None if self._valid is None else self._valid[1][:, : self.width]
 
     def numbered(self, count: int | Tensor) -> Tensor:
         """[B or 1, L] long: the tokens in hand, numbered after `count` earlier ones (int, or [B] long)."""

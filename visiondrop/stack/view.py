@@ -204,10 +204,7 @@ class View:
             attention, rope, own = layer.self_attn, self._rope(starts, count), self._probe.own_rotary
             states = layer.input_layernorm(self._take(self._probe.states, starts, count))
             keys, queries = attention.k_proj(states), attention.q_proj(states[:, before:])
-            # Heads side by side in memory: else every chunk of a batch copies its keys to bring images and heads together.
-            key = scores.finish(attention, keys, rope, "k", own).contiguous()
-            tail = (rope[0][:, before:], rope[1][:, before:])
-            self._cached["query"] = scores.finish(attention, queries, tail, "q", own).contiguous()
+            key, self._cached["query"] = scores.finish_both(attention, keys, queries, rope, own)
             self._cached["key"], self._cached["outside"] = self._with_past(key, self._rows.outside(starts, count))
         return self._cached["key"], self._cached["outside"]
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...ops.selection import Selection, gather_rows
+from ...ops.selection import Selection
 from ...plans.plan import Kept, Plan, raster_patches
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
@@ -70,10 +70,10 @@ def diverse(features: Tensor, pool: Tensor, count: int) -> Tensor:
     """
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
     similarity = unit @ unit.transpose(1, 2)  # [U, n, n]
+    unit_of = torch.arange(len(pool), device=pool.device)[:, None, None]
     while pool.shape[1] > count:
         even, odd = pool[:, ::2], pool[:, 1::2]
-        rows = gather_rows(similarity, even)
-        nearest = rows.gather(2, odd[:, None].expand(-1, even.shape[1], -1)).amax(dim=2)  # [U, even]
+        nearest = similarity[unit_of, even[:, :, None], odd[:, None]].amax(dim=2)  # [U, even]
         removed = min(PER_PASS, pool.shape[1] - count, even.shape[1])
         falling = nearest.argsort(dim=1, descending=True, stable=True)
         pool = torch.cat([even.gather(1, falling[:, removed:]), odd], dim=1)

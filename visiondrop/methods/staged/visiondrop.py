@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import VisionDropError
 from ...ops.merge import merge as merge_tokens
 from ...ops.scores import SCORE_MASKS
-from ...ops.selection import Selection, top_k, with_cls
+from ...ops.selection import Selection, divide, top_k, with_cls
 from ...plans.plan import EncoderStage, Kept, Plan, Stage
 from ...plans.schedule import check_layers, geometric, nearest, scale_layers, segment_lengths, split
 from ...plans.shape import VisualShape
@@ -107,15 +107,21 @@ def by_text(view, kept: Kept) -> Selection:
 
 
 def _by(scores: Tensor, view, kept: Kept) -> Selection:
-    return reduce(view.hidden, view.keys, top_k(scores, kept.dominant), kept.contextual, scores)
+    dominant, rest = divide(scores, kept.dominant)
+    return reduce(view.hidden, view.keys, dominant, kept.contextual, scores, rest)
 
 
 def reduce(
-    hidden: Tensor, metric: Callable[[], Tensor], dominant: Tensor, contextual: int, scores: Tensor
+    hidden: Tensor,
+    metric: Callable[[], Tensor],
+    dominant: Tensor,
+    contextual: int,
+    scores: Tensor,
+    rest: Tensor | None = None,
 ) -> Selection:
     """Keep `dominant` [I, K], merge the rest into `contextual` tokens; `metric` is called only if needed."""
     if contextual == 0:
         return Selection(index=dominant, dominant=dominant.shape[1], scores=scores)
-    selection = merge_tokens(hidden, metric(), dominant, contextual)
+    selection = merge_tokens(hidden, metric(), dominant, contextual, rest)
     selection.scores = scores
     return selection
