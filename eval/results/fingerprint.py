@@ -15,7 +15,7 @@ from typing import Any
 from eval.errors import EvaluationError
 from eval.files import ROOT
 from visiondrop.plans.flops import LLAVA_7B, ModelDims
-from visiondrop.plans.shape import VisualShape
+from visiondrop.plans.shape import VisualShape, feature_layer
 
 WHOLE = 64 * 2**20  # files up to this size are hashed whole, larger ones by samples
 STEP, SAMPLE = 4 * 2**20, 4096  # every matrix of a 7B model is larger than a step, so each is sampled
@@ -123,6 +123,13 @@ class Checkpoint:
             temporal=bool(vision.get("add_time_attn")),
         )
 
+    @property
+    def _tower_depth(self) -> dict[str, int]:
+        """The tower's layers, and the one that is read."""
+        layers = self.vision_config.get("num_hidden_layers", LLAVA_7B.vision_layers)
+        select = self.config.get("mm_vision_select_layer", self.config.get("vision_feature_layer", -2))
+        return {"tower_layers": layers, "feature_layer": feature_layer(layers, select)}
+
     def visual_shape(self, layout: str | None = None) -> VisualShape | None:
         """What the loaded model's own `visual_shape()` will say, as far as config.json tells; None where it does not.
 
@@ -140,14 +147,14 @@ class Checkpoint:
                 return None
             source = "video" if vision.get("add_time_attn") else "video-without-temporal-attention"
             frames = dict(units=units, nominal_units=units, length=units * (patches + 1), kind="video", source=source)
-            return VisualShape(layers, patches, **frames)
+            return VisualShape(layers, patches, **frames, **self._tower_depth)
         if config.get("model_type") == "llava_next" or config.get("image_aspect_ratio") == "anyres":
             side = 2 * math.isqrt(patches)
             whole = layout == "fixed-2880" or (layout is None and config.get("mm_patch_merge_type") == "spatial")
             length, source = (5 * patches, f"fixed-{5 * patches}") if whole else (5 * patches + side, "anyres")
             crops = dict(units=5, nominal_units=5, length=length, source=source, canvas=(side, side))
-            return VisualShape(layers, patches, **crops)
-        return VisualShape(layers, patches)
+            return VisualShape(layers, patches, **crops, **self._tower_depth)
+        return VisualShape(layers, patches, **self._tower_depth)
 
 
 def tower_folder(checkpoint: str, config: dict[str, Any], field: str = "mm_vision_tower") -> Path | None:
