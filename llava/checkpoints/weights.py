@@ -72,6 +72,9 @@ def _shards_without_index(folder):
             f"The checkpoint {str(folder)!r} is half-downloaded: it has no weight file yet, only "
             f"{leftovers[0].name!r}; finish the download and try again."
         )
+    if (folder / "build.json").is_file():
+        command = json.loads((folder / "build.json").read_text(encoding="utf-8"))["make"]
+        raise VisionDropError(f"The weights in {str(folder)!r} are not made yet: run {command} once.")
     raise VisionDropError(
         f"There are no weights in {str(folder)!r}: expected {' or '.join(name for pair in _NAMES for name in pair)}; "
         "check the path or download the weights."
