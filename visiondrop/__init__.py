@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .methods.encoder.flowcut import FlowCut
     from .methods.encoder.hiprune import HiPrune
     from .methods.encoder.holov import HoloV
+    from .methods.encoder.prunesid import PruneSID
     from .methods.encoder.scope import Scope
     from .methods.encoder.visionzip import VisionZip
     from .methods.encoder.vispruner import VisPruner
@@ -50,6 +51,7 @@ _HOMES = {
     "VisPruner": "methods.encoder.vispruner",
     "VisionZip": "methods.encoder.visionzip",
     "Scope": "methods.encoder.scope",
+    "PruneSID": "methods.encoder.prunesid",
     "HoloV": "methods.encoder.holov",
     "CDPruner": "methods.encoder.cdpruner",
     "FlowCut": "methods.encoder.flowcut",
@@ -83,6 +85,7 @@ __all__ = [
     "Method",
     "NoPruning",
     "Pool",
+    "PruneSID",
     "PyramidDrop",
     "Random",
     "SparseVLM",

@@ -106,6 +106,25 @@ def test_holov_equals_the_official_code(loaded):
     assert np.abs(logits - trace["logits"]).max() <= 2e-5
 
 
+def test_prunesid_equals_the_official_code(model):
+    """Places exchanged among a tile's patches, as there; with `next_order=raster` each has its own."""
+    trace = dict(np.load(TRACES / "prunesid-next_160_0.npz"))
+    size, noise = tuple(trace["image_size_wh"].tolist()), [torch.from_numpy(trace["random_matrix"])]
+    crops = models.pixels(*trace["crop_seeds"].tolist())
+    with visiondrop.apply(model, method="prunesid", tokens=160, noise=noise, report=True) as handle:
+        found, logits = answer(model, crops, size, handle)
+        kept = handle.report.stages[0].kept().numpy()
+    source = np.stack([kept // PATCHES, kept % PATCHES], axis=1)
+    source[kept < 0] = np.stack([-1 - kept[kept < 0], np.full((kept < 0).sum(), -1)], axis=1)
+    assert np.array_equal(source, trace["sequence_source"])
+    assert found == trace["generated"].tolist()
+    assert np.abs(logits - trace["logits"]).max() <= 2e-5
+    with visiondrop.apply(model, "prunesid", tokens=160, noise=noise, next_order="raster", report=True) as handle:
+        answer(model, crops, size, handle)
+        raster = handle.report.stages[0].kept().numpy()
+    assert sorted(raster) == sorted(kept) and not np.array_equal(raster, kept)
+
+
 def test_cdpruner_equals_the_official_code(model):
     trace = dict(np.load(TRACES / "cdpruner-next_32x5_0.npz"))
     size, question = tuple(trace["image_size_wh"].tolist()), [str(trace["question"])]

@@ -27,6 +27,7 @@ BASELINES = (
     "flowcut-sharp",
     "hiprune",
     "holov",
+    "prunesid",
     "pyramiddrop",
     "scope",
     "sparsevlm-v1.5",
@@ -81,6 +82,8 @@ def settings(name: str, trace: dict) -> dict:
     if kind == "vscan":
         keep = int(trace["visual_token_num"]), int(trace["image_token_list"][1])
         return dict(method=kind, tokens=int(setting)) if setting != "32" else dict(method=kind, keep=keep)
+    if kind == "prunesid":
+        return dict(method=kind, tokens=int(setting), noise=[torch.from_numpy(trace["random_matrix"])])
     if kind == "holov":
         return dict(method=kind, tokens=int(trace["visual_token_num"]), windows=int(trace["num_patches"]))
     if kind == "divprune" and "." in setting:
@@ -212,6 +215,13 @@ def compare_holov(trace: dict, report) -> None:
     assert (stage.hidden[0][torch.from_numpy(wanted) < 0] == 0).all()
     close(stage.scores[0], trace["cls_attention"], 1e-6)
     close(embeddings(stage, trace), trace["input_embeds"])
+    assert report.cache_lengths[0] == trace["kv_lengths"].tolist() == report.positions[0][0]
+
+
+def compare_prunesid(trace: dict, report) -> None:
+    (stage,) = report.stages
+    assert stage.layer == "encoder" and (stage.kept() + 1).tolist() == trace["rows_in_order"].tolist()
+    close(4 * stage.scores[0], trace["cls_attention_sum"], 1e-6)  # ours is the mean of the 4 heads, theirs the sum
     assert report.cache_lengths[0] == trace["kv_lengths"].tolist() == report.positions[0][0]
 
 

@@ -64,7 +64,7 @@ class EncoderStage(_Keeps):
     Attributes:
         kept: rows per unit that go to the projector.
         select: `(EncoderView, Kept) -> Selection`, a plain function; its settings are bound with `functools.partial`.
-        order: how the units' rows are lined up for the LLM: "unit" (unit after unit) or the multi-crop orders
+        order: how the units' rows are lined up for the LLM: "unit" (unit after unit) or the multi-crop orders "places" (PruneSID),
             "canvas" (VisionZip: contextual rows last), "raster" (VisPruner: all rows) and "packed" (as the unpruned
             sequence of an unpadded picture: what lies in its padding goes, so that its length depends on the picture).
         newlines: in the order "packed", newlines that are handed on with the rows.

@@ -5,7 +5,7 @@ picked up; from them only the rows of the attention that a score needs are compu
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -191,6 +191,7 @@ class EncoderView:
         cls: whether row 0 is [CLS].
         keep: rows the stage must return per unit.
         memory: dict kept over all stages of one run of the tower.
+        seeds: one whole number per unit, a fingerprint of its picture, for plans that are `seeded`.
     """
 
     def __init__(
@@ -201,9 +202,11 @@ class EncoderView:
         settings: Settings = Settings(),
         projector: Callable[[Tensor], Tensor] | None = None,
         asked: Asked | None = None,
+        seeds: Sequence[int] = (),
     ):
         self.hidden, self.cls, self.keep, self.memory = seen.hidden, cls, keep, seen.memory
         self._seen, self._settings, self._projector, self._asked = seen, settings, projector, asked
+        self.seeds = seeds
 
     @cached_property
     def projected(self) -> Tensor:

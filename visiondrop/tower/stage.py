@@ -118,7 +118,9 @@ def reduce(pruner: Any, eyes: Eyes, seen: Seen, pictures: Sequence[Picture], ima
     stage, asked = plan.encoder, None
     if plan.question is not None:
         asked = ask(pruner, eyes, plan.question, pictures, images, total)
-    view = EncoderView(seen, shape.cls, stage.keep, Settings(pruner.chunk, pruner.fused), eyes.projector, asked)
+    seeds = [pruner.seed_of(p.pixels) for p in pictures for _ in range(shape.units)] if plan.seeded else ()
+    settings = Settings(pruner.chunk, pruner.fused)
+    view = EncoderView(seen, shape.cls, stage.keep, settings, eyes.projector, asked, seeds)
     if stage.whole:
         whole = WholeView(view, shape, whole_ids(pictures).to(seen.hidden.device))
         return _reduce_whole(pruner, stage, seen, whole, eyes, images, total)
@@ -233,10 +235,12 @@ def line_up(
     sequence = ids.reshape(images * units, -1).gather(1, selection.index).view(images, units, -1)
     if units == 1:
         return sequence.flatten(1), None
-    whole = selection.dominant is None or stage.order == "raster"
+    whole = selection.dominant is None or stage.order in ("raster", "places")
     dominant = sequence.shape[2] if whole else selection.dominant
     grids = None if stage.order == "unit" else grids_of(pictures)
-    order = sequence_order(sequence, dominant, shape.patches, grids)
+    # A row's place is that of its own patch, or, as PruneSID has it, of the patch that comes next in the raster.
+    places = sequence.sort(dim=2).values if stage.order == "places" else sequence
+    order = sequence_order(places, dominant, shape.patches, grids)
     return sequence.flatten(1).gather(1, order), order
 
 
