@@ -158,7 +158,7 @@ def received(
     rows = max(1, min(chunk // images, CPU_ROWS))
     if query.device.type != "cpu":
         rows = max(1, chunk // images, CUDA_CELLS // (images * heads * key.shape[2]))
-    total = None
+    total: Any = None
     if rows < count:
         total = torch.zeros(images, count, dtype=torch.float32, device=query.device)
     for start in range(0, count, rows):
