@@ -32,7 +32,7 @@ def test_three_doors_ask_alike(template, tmp_path, monkeypatch):
     assert wanted.count(-200) == 1
 
     monkeypatch.setattr(adapter, "process_images", lambda *_: torch.zeros(1, 3, 8, 8))
-    loaded = adapter.Loaded(SimpleNamespace(config=config, device="cpu"), tokenizer, None)
+    loaded = adapter.Loaded(SimpleNamespace(config=config, device="cpu", dtype=torch.float32), tokenizer, None)
     assert loaded.inputs(picture, QUESTION)["input_ids"].tolist() == [wanted]
 
     before = []
