@@ -4,9 +4,9 @@ engine = Engine(loader().load("checkpoints/testbed", torch.float32))
 found = engine.compare(picture, "What color is the star?", 64, ["visiondrop", "vispruner+fastv"])
 """
 
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -89,14 +89,15 @@ class Comparison:
 
 
 class Engine:
-    """Runs requests on one model, one after the other: whatever thread asks, nobody sees another's results.
+    """Runs requests on one model, one after the other and in a thread of its own: nobody sees another's results, and what
+    the C library keeps of freed memory it keeps once, not for every thread of a server.
 
     Attributes:
         loaded: the model with what makes its inputs, of `families.loader().load`; shape: an ordinary image of it.
     """
 
     def __init__(self, loaded: Any):
-        self.loaded, self._alone = loaded, threading.Lock()
+        self.loaded, self._worker = loaded, ThreadPoolExecutor(1, "visiondrop-engine")
         with apply(loaded.model, "none") as handle:
             self.shape: VisualShape = handle.plan.shape
 
@@ -120,7 +121,10 @@ class Engine:
         Raises:
             VisionDropError: the picture or the question cannot be used.  What one method refuses is in its outcome.
         """
-        with self._alone, torch.no_grad():
+        return self._worker.submit(self._compare, picture, question, tokens, methods).result()
+
+    def _compare(self, picture: Any, question: str, tokens: Budget, methods: Sequence[str]) -> Comparison:
+        with torch.no_grad():
             inputs = self.loaded.inputs(picture, question)
             unpruned = self._run("none", None, inputs)
             outcomes = [self._tried_run(method, tokens, inputs) for method in methods]
