@@ -103,7 +103,9 @@ class Visit:
         before = self.tab.locator(".vd-results").evaluate("e => { e.dataset.old = '1'; return 1; }")
         assert before
         self.tab.click("#run")
-        self.tab.wait_for_selector(".vd-results:not([data-old]) .vd-card, .vd-results:not([data-old]) .vd-error", timeout=60_000)
+        self.tab.wait_for_selector(
+            ".vd-results:not([data-old]) .vd-card, .vd-results:not([data-old]) .vd-error", timeout=60_000
+        )
         self.tab.wait_for_timeout(200)
 
     @property
@@ -190,7 +192,9 @@ def test_a_link_reproduces_what_it_was_copied_from(visit):
     assert one.tab.input_value("#question textarea") == state.question
     assert one.tab.locator(".vd-card h3").all_inner_texts() == list(state.methods)
     assert one.tab.locator(".vd-range").input_value() == "1"
-    assert one.tab.input_value("#budget input[type=number]") == "9" and one.tab.locator("#unit input").nth(1).is_checked()
+    assert (
+        one.tab.input_value("#budget input[type=number]") == "9" and one.tab.locator("#unit input").nth(1).is_checked()
+    )
     shown, answers = one.shown(), one.answers
     one.tab.wait_for_function(f"() => location.search.slice(1) === {state.query()!r}")
     two = visit(one.tab.url.split("?", 1)[1])
@@ -205,7 +209,9 @@ def test_a_link_with_somebodys_picture_asks_for_it(visit):
     assert one.tab.input_value("#question textarea") == "What color is the star?"
 
 
-@pytest.mark.parametrize("query, words", [("picture=../../etc/passwd", "no example"), ("tokens=lots", "neither a number")])
+@pytest.mark.parametrize(
+    "query, words", [("picture=../../etc/passwd", "no example"), ("tokens=lots", "neither a number")]
+)
 def test_a_broken_link_is_told_in_a_sentence(visit, query, words):
     one = visit(query)
     one.tab.wait_for_selector(".vd-error")
@@ -218,7 +224,8 @@ def test_mistakes_are_sentences_on_the_page(visit):
     one.compare()
     assert "not an image" in one.refusal()
     one.tab.set_input_files(
-        "#picture input[type=file]", {"name": "huge.png", "mimeType": "image/png", "buffer": bytes(media.MOST_BYTES + 1)}
+        "#picture input[type=file]",
+        {"name": "huge.png", "mimeType": "image/png", "buffer": bytes(media.MOST_BYTES + 1)},
     )
     one.tab.wait_for_selector(".vd-said:not([hidden])")
     assert "up to 8 MB" in one.tab.inner_text(".vd-said")
@@ -254,7 +261,10 @@ def test_a_pasted_picture_is_taken(visit):
 
 
 def test_two_users_at_once_do_not_see_each_others_results(visit):
-    users = {"scene-2": ("What color has the same shape as the cyan object?", "green"), "scene-3": ("What color is the star?", "cyan")}
+    users = {
+        "scene-2": ("What color has the same shape as the cyan object?", "green"),
+        "scene-3": ("What color is the star?", "cyan"),
+    }
     tabs = {}
     for name, (question, _) in users.items():
         tabs[name] = visit()
@@ -319,7 +329,9 @@ def test_no_other_address_is_served(address, path):
     assert answer_to(address, path, b"{}")[0] == 404
 
 
-@pytest.mark.parametrize("path", ["/static/%2e%2e/%2e%2e/routes.py", "/assets/..%2f..%2froutes.py", "/svelte/../../../routes.py"])
+@pytest.mark.parametrize(
+    "path", ["/static/%2e%2e/%2e%2e/routes.py", "/assets/..%2f..%2froutes.py", "/svelte/../../../routes.py"]
+)
 def test_the_folders_that_are_served_cannot_be_left(address, path):
     status, text = answer_to(address, path)
     assert status in (400, 403, 404) and "import" not in text
