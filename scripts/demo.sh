@@ -7,4 +7,5 @@ if [ -z "${PYTHON:-}" ]; then
     bash scripts/setup.sh demo
     PYTHON=.venv-demo/bin/python
 fi
+export MALLOC_ARENA_MAX="${MALLOC_ARENA_MAX:-2}"  # else glibc keeps freed memory once for every thread
 exec "$PYTHON" -m visiondrop demo "$@"
