@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .methods.controls.pool import Pool
     from .methods.controls.random import Random
     from .methods.controls.uniform import Uniform
+    from .methods.decoder.dart import Dart
     from .methods.decoder.divprune import DivPrune
     from .methods.decoder.fastv import FastV
     from .methods.decoder.pyramiddrop import PyramidDrop
@@ -51,6 +52,7 @@ _HOMES = {
     "VisPruner": "methods.encoder.vispruner",
     "VisionZip": "methods.encoder.visionzip",
     "Scope": "methods.encoder.scope",
+    "Dart": "methods.decoder.dart",
     "PruneSID": "methods.encoder.prunesid",
     "HoloV": "methods.encoder.holov",
     "CDPruner": "methods.encoder.cdpruner",
@@ -79,6 +81,7 @@ __all__ = [
     "Scope",
     "FastV",
     "FlowCut",
+    "Dart",
     "Handle",
     "HiPrune",
     "HoloV",

@@ -19,6 +19,7 @@ SETTINGS = {
     "vispruner": dict(tokens=64),
     "divprune": dict(tokens=64),
     "scope": dict(tokens=64),
+    "dart": dict(tokens=100),
     "prunesid": dict(tokens=64),
     "holov": dict(tokens=64),
     "hiprune": dict(tokens=64),
@@ -29,7 +30,7 @@ SETTINGS = {
     "uniform": dict(tokens=64),
     "pool": dict(tokens=64),
 }
-TEXT_GUIDED = ("cdpruner", "fastv", "pyramiddrop", "sparsevlm", "vscan")
+TEXT_GUIDED = ("dart", "cdpruner", "fastv", "pyramiddrop", "sparsevlm", "vscan")
 
 
 @pytest.fixture(scope="module")

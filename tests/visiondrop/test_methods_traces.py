@@ -21,6 +21,7 @@ BASELINES = (
     "cdpruner",
     "cdpruner-longtext",
     "cdpruner-wide",
+    "dart",
     "divprune",
     "fastv",
     "flowcut",
@@ -82,6 +83,8 @@ def settings(name: str, trace: dict) -> dict:
     if kind == "vscan":
         keep = int(trace["visual_token_num"]), int(trace["image_token_list"][1])
         return dict(method=kind, tokens=int(setting)) if setting != "32" else dict(method=kind, keep=keep)
+    if kind == "dart":
+        return dict(method=kind, keep=int(trace["keep"]))
     if kind == "prunesid":
         return dict(method=kind, tokens=int(setting), noise=[torch.from_numpy(trace["random_matrix"])])
     if kind == "holov":
@@ -223,6 +226,16 @@ def compare_prunesid(trace: dict, report) -> None:
     assert stage.layer == "encoder" and (stage.kept() + 1).tolist() == trace["rows_in_order"].tolist()
     close(4 * stage.scores[0], trace["cls_attention_sum"], 1e-6)  # ours is the mean of the 4 heads, theirs the sum
     assert report.cache_lengths[0] == trace["kv_lengths"].tolist() == report.positions[0][0]
+
+
+def compare_dart(trace: dict, report) -> None:
+    (stage,) = report.stages
+    assert (
+        stage.layer == trace["layer"] and stage.dominant[0].tolist() == trace["kept"].tolist() == stage.kept().tolist()
+    )
+    close(stage.hidden[0][:: max(1, int(np.diff(trace["hidden_rows"])[0]))], trace["hidden"])
+    assert report.cache_lengths[0] == trace["kv_lengths"].tolist()
+    assert report.positions[0][0] == [633] * 32  # unpruned positions in every layer
 
 
 def embeddings(stage, trace: dict) -> torch.Tensor:

@@ -178,6 +178,7 @@ class PrefillRun(_Run):
             padding = None if valid is None else ~valid
         states = self.inputs[at] if has_run else self.rows.hidden
         how = {"chunk": self.pruner.chunk, "fused": self.pruner.fused, "own_rotary": self.pruner.own_rotary}
+        how["last_norm"] = self.stack.norm
         return LayerProbe(self.stack.layers[at], states, self.rope, keys, has_run, padding, **how)
 
     def _open_segment(self, i: int) -> None:

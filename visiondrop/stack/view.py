@@ -24,6 +24,7 @@ class LayerProbe:
         keys: [B, H, P + L, E] its rotated keys of P earlier tokens and, where it `has_run`, of those in hand; or None.
         padding: [B, P] bool, True for padding among the earlier ones, or None.
         chunk: query rows handled at once; fused: see `ops.fused`; own_rotary: see `scores.finish`.
+        last_norm: the norm behind the stack's last layer, or None.
     """
 
     layer: nn.Module
@@ -35,6 +36,7 @@ class LayerProbe:
     chunk: int = 256
     fused: bool = False
     own_rotary: bool = False
+    last_norm: nn.Module | None = None
 
     @property
     def attention(self) -> nn.Module:
@@ -48,6 +50,14 @@ class LayerProbe:
             return None
         at = torch.tensor(rows, device=self.states.device)
         return self.keys[at, :, :length], None if self.padding is None else self.padding[at, :length]
+
+    def earlier(self, rows: list[int]) -> Tensor:
+        """[I] long: valid tokens that `rows` held before this pass."""
+        past = self.past(rows)
+        none = torch.zeros(len(rows), dtype=torch.long, device=self.states.device)
+        if past is None:
+            return none
+        return none + past[0].shape[2] if past[1] is None else (~past[1]).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,35 @@ class View:
         """[I, n, E] rotated keys of the visual tokens, mean over heads."""
         return self._image_keys()[0][:, :, -self.count :].mean(dim=1)
 
+    def key_lengths(self) -> tuple[Tensor, Tensor, Tensor]:
+        """L1 norm of the rotated keys over all heads.
+
+        Returns:
+            ([I, n] float32 of the visual tokens; [I, S] of what stands behind the image, as in `from_suffix`; [I, S] bool,
+            True where that is text: nowhere, for an image that nothing follows).
+        """
+        wanted = self._behind()
+        size, ends = wanted.shape[1], self._ends
+        image = self._keys_at(self._group.starts, self.count)
+        text = self._keys_at([e - size for e in ends], size)
+        return *(key.float().abs().sum(dim=(1, 3)) for key in (image, text)), wanted
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Places in the unpadded row, earlier turns included, as the probe layer counts them.
+
+        Returns:
+            ([I] long of the image's first token; [I, S] of what stands behind the image, as in `from_suffix`).
+        """
+        earlier, size = self._probe.earlier(self._group.rows), self._behind().shape[1]
+        starts = torch.tensor(self._group.starts, device=self._device)
+        ends = torch.tensor(self._ends, device=self._device)
+        last = (earlier + ends - size)[:, None] + torch.arange(size, device=self._device)
+        return earlier + starts, last
+
+    def final_norm(self, states: Tensor) -> Tensor:
+        """`states` under the norm behind the stack's last layer."""
+        return self._probe.last_norm(states)
+
     def from_last_token(self) -> Tensor:
         """[I, n] float32: attention of the prompt's last token to each visual token, mean over heads."""
         return self._from_text(torch.ones(len(self._group.images), 1, dtype=torch.bool, device=self._device))[:, 0]
@@ -146,6 +185,12 @@ class View:
 
         Where no text stands there, the prompt's last token, whatever it is, speaks for it.
         """
+        out = self._behind()
+        out[:, -1] |= ~out.any(dim=1)
+        return out
+
+    def _behind(self) -> Tensor:
+        """`suffix_mask`, all False where no text stands behind the image."""
         group = self._group
         longest = max(1, *(e - s - self.count for e, s in zip(self._ends, group.starts)))
         out = torch.zeros(len(group.images), longest, dtype=torch.bool)
@@ -155,7 +200,6 @@ class View:
                 if other_start > start:
                     low = other_start - end + longest
                     out[i, max(low, 0) : max(low + other_count, 0)] = False
-            out[i, -1] |= not bool(out[i].any())
         return out.to(self._device)
 
     @property
@@ -208,25 +252,22 @@ class View:
             self._cached["key"], self._cached["outside"] = self._with_past(key, self._rows.outside(starts, count))
         return self._cached["key"], self._cached["outside"]
 
+    def _keys_at(self, starts: Sequence[int], count: int) -> Tensor:
+        """[I, H, count, E] rotated keys of the probe layer at coordinates start … start+count-1 of each image."""
+        if self._probe.has_run and self._probe.keys is not None:
+            # The layer has just run: its rotated keys are in the cache, to be read instead of computed again.
+            cached = self._probe.keys[:, :, -self._rows.width :]
+            return self._take(cached.transpose(1, 2), starts, count).transpose(1, 2)
+        states, rope = self._take(self._probe.states, starts, count), self._rope(starts, count)
+        return scores.project(self._probe.layer, states, rope, "k", self._probe.own_rotary)
+
     def _from_text(self, wanted: Tensor) -> Tensor:
         """Attention of the last S coordinates before the prompt's end: wanted [I, S] bool -> [I, S, n] float32."""
         group, layer, size = self._group, self._probe.layer, wanted.shape[1]
         ends, longest = self._ends, max(self._ends)
         starts = [e - longest for e in ends]
         outside = self._rows.outside(starts, longest)
-        if self._probe.has_run and self._probe.keys is not None:
-            # The layer has just run: its rotated keys are in the cache, to be read instead of computed again.
-            cached = self._probe.keys[:, :, -self._rows.width :]
-            key = self._take(cached.transpose(1, 2), starts, longest).transpose(1, 2)
-        else:
-            key = scores.project(
-                layer,
-                self._take(self._probe.states, starts, longest),
-                self._rope(starts, longest),
-                "k",
-                self._probe.own_rotary,
-            )
-        key, outside = self._with_past(key, outside)
+        key, outside = self._with_past(self._keys_at(starts, longest), outside)
         tails = [e - size for e in ends]
         query = scores.project(
             layer, self._take(self._probe.states, tails, size), self._rope(tails, size), "q", self._probe.own_rotary
