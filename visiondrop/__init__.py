@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .methods.encoder.flowcut import FlowCut
     from .methods.encoder.hiprune import HiPrune
     from .methods.encoder.holov import HoloV
+    from .methods.encoder.prumerge import PruMerge
     from .methods.encoder.prunesid import PruneSID
     from .methods.encoder.scope import Scope
     from .methods.encoder.visionzip import VisionZip
@@ -52,6 +53,7 @@ _HOMES = {
     "VisPruner": "methods.encoder.vispruner",
     "VisionZip": "methods.encoder.visionzip",
     "Scope": "methods.encoder.scope",
+    "PruMerge": "methods.encoder.prumerge",
     "Dart": "methods.decoder.dart",
     "PruneSID": "methods.encoder.prunesid",
     "HoloV": "methods.encoder.holov",
@@ -89,6 +91,7 @@ __all__ = [
     "NoPruning",
     "Pool",
     "PruneSID",
+    "PruMerge",
     "PyramidDrop",
     "Random",
     "SparseVLM",

@@ -19,6 +19,7 @@ SETTINGS = {
     "vispruner": dict(tokens=64),
     "divprune": dict(tokens=64),
     "scope": dict(tokens=64),
+    "prumerge": dict(tokens=64),
     "dart": dict(tokens=100),
     "prunesid": dict(tokens=64),
     "holov": dict(tokens=64),

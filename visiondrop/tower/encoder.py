@@ -27,6 +27,13 @@ class Probe:
         self.key: Tensor | None = None
         self.value: Tensor | None = None
 
+    @staticmethod
+    def project(layer: nn.Module, hidden: Tensor) -> None:
+        """Queries, keys and values of a layer that is not run: of the one behind the feature layer."""
+        states, attention = layer.layer_norm1(hidden), layer.self_attn
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            projection(states)
+
     @contextmanager
     def watch(self, attention: nn.Module) -> Iterator["Probe"]:
         """Pick up the outputs of `attention.{q,k,v}_proj`, each [U, R, H * E], inside the block.

@@ -73,7 +73,8 @@ def _look(pruner: Any, eyes: Eyes, plan: Plan, pictures: Sequence[Picture], firs
     tower = eyes.tower
     last, like = feature_layer(len(tower.encoder.layers), eyes.select_layer), next(tower.parameters())
     asked = plan.encoder.probes or (last,)
-    if max(asked + tuple(s.layer + 1 for s in plan.tower)) > last:
+    behind = tuple(i for i in asked if i == last + 1 < len(tower.encoder.layers))
+    if max(tuple(i for i in asked if i not in behind) + tuple(s.layer + 1 for s in plan.tower), default=0) > last:
         raise UnsupportedError(
             f"method {pruner.method!r} asks for tower layer {max(asked)}, and vision_feature_layer={eyes.select_layer} reads "
             f"the output of layer {last}: leave vision_feature_layer out"
@@ -88,7 +89,11 @@ def _look(pruner: Any, eyes: Eyes, plan: Plan, pictures: Sequence[Picture], firs
         seen.rows = selection.index if rows is None else rows.gather(1, selection.index)
         if pruner.record:
             seen.cuts.append(Cut(stage.layer, first, rows, selection, seen.hidden))
-    _run_to(seen, tower, last, asked)
+    _run_to(seen, tower, last, [i for i in asked if i not in behind])
+    for i in behind:
+        seen.probes[i] = Probe()
+        with seen.probes[i].watch(tower.encoder.layers[i].self_attn) as probe:
+            probe.project(tower.encoder.layers[i], seen.hidden)
     return seen
 
 
