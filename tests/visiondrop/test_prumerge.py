@@ -1,5 +1,7 @@
 """PruMerge+ against an independent dense reference in float64, a whole model included."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,8 @@ def dense(x: np.ndarray, keys: np.ndarray, a: np.ndarray, count: int, near: int)
     best = sorted(range(len(a)), key=lambda i: -a[i])
     kept = best[: (count + 1) // 4]
     step = max(1, int(int(1 / (len(kept) / len(a))) / 3))
-    kept += [i for i in range(0, len(a) - 1, step) if i not in kept]
+    spare, room = [i for i in range(0, len(a) - 1, step) if i not in kept], count - len(kept)
+    kept += spare if len(spare) <= room else [spare[math.ceil(i * len(spare) / room)] for i in range(room)]
     kept = (kept + [i for i in best if i not in kept])[:count]
     unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
     rows = []
@@ -60,3 +63,14 @@ def test_a_model_reads_the_layer_behind_its_features():
 
 def test_equal_attention_goes_to_the_smallest_patch():
     assert prumerge.spaced(torch.ones(1, 24), 7).tolist() == [[0, 1, 4, 8, 12, 16, 20]]
+
+
+@pytest.mark.parametrize("budget", [64, 100, 256, 300, 400, 500])
+def test_spaced_patches_reach_the_bottom_at_every_budget(budget):
+    """Where there is no room for every s-th patch, they are thinned evenly, not cut off at the end of the raster."""
+    scores = torch.rand(3, 576, generator=torch.Generator().manual_seed(budget))
+    chosen = prumerge.spaced(scores, budget - 1)
+    for row in chosen:
+        assert len(set(row.tolist())) == budget - 1
+        rows = (row[budget // 4 :] // 24).bincount(minlength=24)  # what is not there for its attention
+        assert rows[1:].min() > 0 and rows[12:].sum() > 0.4 * rows.sum()

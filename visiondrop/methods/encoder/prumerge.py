@@ -66,13 +66,18 @@ def select(view, kept: Kept, layer: int, near: int) -> Selection:
 def spaced(scores: Tensor, count: int) -> Tensor:
     """[U, count] long: the best, by falling score, then every s-th patch that is not among them, then the next best.
 
-    A quarter of the tokens are the best, and s is a third of the patches to each of those, as in the original.
+    A quarter of the tokens are the best, and s is a third of the patches to each of those, as in the original.  Where a budget
+    has no room for all of every s-th, which the original never meets, they are thinned evenly from top to bottom.
     """
     n, best = scores.shape[1], (count + 1) // PER_ATTENDED
     step = max(1, n // best // 3)
     rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     place = torch.arange(n, device=scores.device)
     regular = (place % step == 0) & (place < n - 1)
+    regular = regular & (rank >= best)
+    at, all_of_them = regular.cumsum(dim=1) - 1, regular.sum(dim=1, keepdim=True).clamp(min=1)
+    room = count - best
+    regular &= (all_of_them <= room) | (at * room % all_of_them < room)
     key = torch.where(regular, n + place, 2 * n + rank)
     return torch.where(rank < best, rank, key).argsort(dim=1, stable=True)[:, :count]
 
