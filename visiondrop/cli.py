@@ -3,6 +3,7 @@
 python -m visiondrop plan --method visiondrop --tokens 64        tokens per layer, before any model is loaded
 python -m visiondrop ask --image photo.jpg --question "What is on the table?" --tokens 64 --show kept.png
 python -m visiondrop demo                                        a page in the browser: methods side by side
+python -m visiondrop advise --model MODEL --data PICTURES         which method and how many tokens for your pictures
 python -m visiondrop methods                                     what is there, with its options
 """
 
@@ -11,6 +12,8 @@ import json
 from typing import Any
 
 from . import doctor
+from .advise.command import add_arguments as add_advise_arguments
+from .advise.command import command_advise
 from .api import plan
 from .demo.ask import ask
 from .errors import VisionDropError, command_line
@@ -164,6 +167,9 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
     one.add_argument("--port", type=int, default=7860, help="default 7860; 0 takes a free one")
     one.set_defaults(run=command_demo)
+    one = commands.add_parser("advise", help="which method and how many tokens for your own pictures")
+    add_advise_arguments(one, budget)
+    one.set_defaults(run=command_advise)
     return parser
 
 
