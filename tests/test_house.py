@@ -21,7 +21,7 @@ FLOORS = (
     "visiondrop.api",
     "visiondrop.reuse",
     "visiondrop.demo",
-    "visiondrop.advise",
+    "visiondrop.advice",
     "visiondrop.doctor",
     "visiondrop.cli",
     "visiondrop.__main__",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ._versions import __version__, check_versions
 
 if TYPE_CHECKING:
-    from .advise.run import advise
+    from .advice.run import advise
     from .api import Handle, apply, plan
     from .errors import UnsupportedError, VisionDropError
     from .methods.composed import compose
@@ -70,7 +70,7 @@ _HOMES = {
     "Uniform": "methods.controls.uniform",
     "NoPruning": "methods.controls.none",
     "Handle": "api",
-    "advise": "advise.run",
+    "advise": "advice.run",
     "apply": "api",
     "plan": "api",
     "UnsupportedError": "errors",

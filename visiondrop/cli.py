@@ -12,8 +12,8 @@ import json
 from typing import Any
 
 from . import doctor
-from .advise.command import add_arguments as add_advise_arguments
-from .advise.command import command_advise
+from .advice.command import add_arguments as add_advise_arguments
+from .advice.command import command_advise
 from .api import plan
 from .demo.ask import ask
 from .errors import VisionDropError, command_line

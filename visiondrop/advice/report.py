@@ -70,7 +70,7 @@ def use(advice: Any) -> list[str]:
     method, _, tokens = advice.best.name.partition(":")
     budget = tokens if tokens.isdigit() else repr(tokens)
     override = f'{{"visiondrop": {{"method": "{method}", "tokens": {tokens if tokens.isdigit() else f"{chr(34)}{tokens}{chr(34)}"}}}}}'
-    served = f"vllm serve MODEL --hf-overrides '{override}'   # needs the plug-in: pip install visiondrop[serve]"
+    served = f"vllm serve MODEL --hf-overrides '{override}'   # needs the vLLM plug-in"
     if method not in SERVED:
         served = f"# vllm serve: {method} prunes inside the decoder or before it, which the server cannot do"
     return [
