@@ -75,6 +75,8 @@ ELSEWHERE = {
     "tokenizers": "transformers requires it",
     "safetensors": "transformers requires it",
     "huggingface_hub": "transformers requires it",
+    "tqdm": "transformers requires it",
+    "matplotlib": "the extra advise; visiondrop/advice/report.py names it where it is missing",
     "gradio": "the extra demo",
     "fastapi": "gradio requires it",
     "starlette": "gradio requires it",
