@@ -31,12 +31,20 @@ METHODS = [
     ("uniform", "50%", {}),
     ("vispruner+fastv", "40%", {}),
     ("dart", "60%", {}),
+    ("holov", "50%", {}),
+    ("prunesid", "50%", {}),
+    ("hiprune", "50%", {}),
 ]
 FEW = [METHODS[0], METHODS[3], METHODS[6]]  # a stage at every kind of place
 
 
 def named(case) -> str:
     return case[0] + ("-decoder" if "encoder" in case[2] else "")
+
+
+def refused(name, method):
+    """OneVision stitches, cuts and resamples tiles: its tokens are no grid, which HiPrune needs."""
+    return name == "onevision" and method == "hiprune"
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -100,6 +108,10 @@ def test_nothing_pruned_is_the_stock_model(model, name, settings):
 @pytest.mark.parametrize("case", METHODS, ids=named)
 def test_cached_decoding_is_one_pass(model, name, case):
     method, tokens, options = case
+    if refused(name, method):
+        with pytest.raises(VisionDropError, match="no square"):
+            visiondrop.apply(model, method, tokens, **options)
+        return
     with visiondrop.apply(model, method, tokens, report=True, **options) as handle:
         given = one(name)
         cached_is_one_pass(model, name, given)
@@ -118,6 +130,10 @@ def test_cached_decoding_is_one_pass(model, name, case):
 @pytest.mark.parametrize("case", METHODS, ids=named)
 def test_a_batch_equals_its_rows_alone(model, name, case):
     method, tokens, options = case
+    if refused(name, method):
+        with pytest.raises(VisionDropError, match="no square"):
+            visiondrop.apply(model, method, tokens, **options)
+        return
     rows = [
         [tiny.text(1, 5), tiny.picture(name, 1), tiny.text(2, 9)],
         [tiny.text(3, 2), tiny.picture(name, 4, 8, 8), tiny.text(5, 4), tiny.picture(name, 6), tiny.text(7, 3)],
@@ -139,6 +155,8 @@ def test_videos_and_pictures_together(model, name, case):
     if name in tiny.PICTURES_ONLY:
         pytest.skip("its frames are pictures")
     method, tokens, options = case
+    if refused(name, method):
+        pytest.skip("refused, see test_cached_decoding_is_one_pass")
     with visiondrop.apply(model, method, tokens, report=True, **options) as handle:
         only = tiny.inputs(name, [[tiny.text(1, 4), tiny.video(name, 2, 3), tiny.text(3, 6)]])
         cached_is_one_pass(model, name, only)
@@ -250,11 +268,14 @@ def merge_by_hand(stage, rows):
     return torch.stack(out)
 
 
-def test_encoder_scores_are_the_towers_attention(name):
+@pytest.mark.parametrize("method", ["visionzip", "hiprune"])
+def test_encoder_scores_are_the_towers_attention(name, method):
     """Against the maps of eager attention, in the order of the tokens."""
+    if refused(name, method):
+        pytest.skip("refused, see test_cached_decoding_is_one_pass")
     model = tiny.build(name, attn="eager")
     given, maps = one(name), []
-    with visiondrop.apply(model, "visionzip", "50%", report=True) as handle:
+    with visiondrop.apply(model, method, "50%", report=True) as handle:
         layer = scored_attention(model, name)
         logits(model, given)
         found = handle.report.stages[0].scores[0]
@@ -271,7 +292,8 @@ def test_encoder_scores_are_the_towers_attention(name):
         patch.setattr(sys.modules[type(layer).__module__], "eager_attention_forward", keep)
         logits(model, given)
     first = int(name == "internvl")
-    received = torch.cat([m[:, :, first:, first:].mean((1, 2)).flatten() for m in maps])
+    rows = first if method == "visionzip" else 0  # HiPrune averages over the [CLS] row too
+    received = torch.cat([m[:, :, rows:, first:].mean((1, 2)).flatten() for m in maps])
     expected = patches_to_tokens(model, name, received, given)
     assert found.shape == expected.shape and (found - expected).abs().max() <= 1e-6
 
@@ -402,3 +424,9 @@ def test_internvl_may_choose_by_cls(name):
     with visiondrop.apply(model, "vispruner", "50%", report=True) as handle:
         logits(model, given)
         assert not torch.allclose(handle.report.stages[0].scores[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["prumerge", "vscan", "flowcut", "cdpruner", "prumerge+fastv"])
+def test_what_acts_on_the_patches_of_clip_is_refused(model, method):
+    with pytest.raises(VisionDropError, match="CLIP|CLS|windows"):
+        visiondrop.apply(model, method, "50%")

@@ -12,7 +12,7 @@ where pictures stand side by side, as much of the run as the model made tokens f
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..errors import UnsupportedError, VisionDropError
 from ..ops import scores
 from ..plans.flops import ModelDims
 from ..plans.grids import PACKED
-from ..plans.shape import VisualShape
+from ..plans.shape import VisualShape, feature_layer
 from ..stack.layout import Image
 from .dims import dims_of
 from .hooks import HubAdapter
@@ -33,6 +33,7 @@ from .table import Family
 from .tap import Taken, Tap
 
 ENCODER_SCORES = ("received", "cls")
+ACT_ON_PATCHES = ("prumerge", "vscan")  # keys of patches, and projected patches averaged
 ORDINARY = (32, 32)  # rows and columns of tokens that ledgers are made for, where pictures may have any size
 
 
@@ -44,6 +45,7 @@ class Encoded:
         sizes: tokens per item; grids: per item (frames, rows, columns) of tokens, or None.
         numbers: [N, 1 + E] score and key of every token, or None where nothing asks for them.
         seeds: a fingerprint per item; tiles: tiles or frames per item that were stitched or pooled, or none.
+        probes: by tower layer, [N] attention received by every token.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class Encoded:
     numbers: Tensor | None = None
     seeds: list[int] = field(default_factory=list)
     tiles: list[int] = field(default_factory=list)
+    probes: dict[int, Tensor] = field(default_factory=dict)
 
 
 class DynamicAdapter(HubAdapter):
@@ -63,7 +66,8 @@ class DynamicAdapter(HubAdapter):
     def __init__(self, model: nn.Module):
         super().__init__(model)
         self.tower = self.inner.get_submodule(self.family.tower)
-        self.tap = Tap(self._scored_layer().get_submodule(self.family.attention))
+        self.layers = self.tower.get_submodule(self.family.layers)
+        self.taps = [Tap(layer.get_submodule(self.family.attention)) for layer in self.layers]
 
     def _stack(self) -> nn.Module:
         return self.inner.get_submodule(self.family.stack)
@@ -90,10 +94,11 @@ class DynamicAdapter(HubAdapter):
         """Install the hooks; returns the undo."""
         self._check(pruner.plan)
         pruner.keeps_positions, pruner.own_rotary = self.family.axes > 1, self.family.rotary
-        detach, lift = super().attach(pruner), self.tap.attach()
+        detach, lifts = super().attach(pruner), [tap.attach() for tap in self.taps]
 
         def undo() -> None:
-            lift()
+            for lift in lifts:
+                lift()
             detach()
 
         return undo
@@ -121,23 +126,29 @@ class DynamicAdapter(HubAdapter):
         return {name: self._noting(kind, getattr(self.inner, name)) for kind, name in names.items()}
 
     def _check(self, plan) -> None:
-        """Refuse what acts inside the tower or asks it for more than the scores of one layer."""
-        if getattr(plan, "tower", ()) or getattr(plan.encoder, "probes", ()):
+        """Refuse what acts inside the tower, or on what lies between it and its tokens."""
+        if plan.tower or (plan.encoder is not None and plan.method.split("+")[0] in ACT_ON_PATCHES):
             raise UnsupportedError(
-                f"method {plan.method!r} reads several layers of a CLIP tower, or acts inside it; {self.family.title} has "
-                "another tower: use visionzip, vispruner, scope, divprune, visiondrop or a method that acts in the decoder"
+                f"method {plan.method!r} acts on the patches of a CLIP tower; {self.family.title} has another tower, and hands "
+                "on tokens of several patches: use visionzip, vispruner, scope, divprune, hiprune, holov, prunesid, visiondrop "
+                "or a method that acts in the decoder"
             )
 
-    def _scored_layer(self) -> nn.Module:
-        """The tower's last layer that sees the whole picture and whose output, or a later one's, goes on."""
-        layers, vision = self.tower.get_submodule(self.family.layers), self.model.config.vision_config
-        whole = getattr(vision, "fullatt_block_indexes", None)
+    @property
+    def _scored(self) -> int:
+        """The tower's last layer that sees the whole picture and whose output, or a later one's, goes on; 0-based."""
+        whole = getattr(self.model.config.vision_config, "fullatt_block_indexes", None)
         if whole:
-            return layers[whole[-1]]
+            return whole[-1]
         feature = getattr(self.model.config, "vision_feature_layer", -1)
         if not isinstance(feature, int):
             raise UnsupportedError(f"vision_feature_layer={feature}: scores are read from one feature layer")
-        return layers[feature if feature < 0 else feature - 1]
+        return feature_layer(len(self.layers), feature)
+
+    def _whole(self, layer: int) -> int:
+        """The layer nearest to `layer` that sees the whole picture: inside a window, attention ranks that window alone."""
+        whole = getattr(self.model.config.vision_config, "fullatt_block_indexes", None) or range(len(self.layers))
+        return min(whole, key=lambda at: (abs(at - layer), at))
 
     def _noting(self, kind: str, stock: Callable) -> Callable:
         signature = inspect.signature(stock)
@@ -146,11 +157,11 @@ class DynamicAdapter(HubAdapter):
         def call(*args, **kwargs):
             if self.now.encoding or not self.pruner.plan.active:  # a video's frames go through the call for pictures
                 return stock(*args, **kwargs)
-            wanted = self.pruner.plan.encoder is not None
             self._check(self.pruner.plan)
             self.now.encoding = True
             try:
-                with self.tap.taking() if wanted else nullcontext() as taken:
+                with ExitStack() as block:
+                    taken = {at: block.enter_context(self.taps[at].taking()) for at in self._asked()}
                     output = stock(*args, **kwargs)
             finally:
                 self.now.encoding = False
@@ -162,7 +173,12 @@ class DynamicAdapter(HubAdapter):
 
         return call
 
-    def _note(self, kind: str, arguments: dict[str, Any], output: Any, taken: Taken | None) -> None:
+    def _asked(self) -> set[int]:
+        """Tower layers that the encoder stage asks for attention."""
+        stage = self.pruner.plan.encoder
+        return set() if stage is None else {self._scored, *map(self._whole, stage.probes)}
+
+    def _note(self, kind: str, arguments: dict[str, Any], output: Any, taken: dict[int, Taken]) -> None:
         rows = output.pooler_output
         sizes, grids, grid = [len(row) for row in rows], None, grid_of(arguments)
         if self.family.patches == "connector":  # all tiles of a sample at once, and each is a picture
@@ -173,18 +189,21 @@ class DynamicAdapter(HubAdapter):
         tiles: list[int] = []
         if self.family.patches == "tiles":
             tiles, sizes = self._tiled(kind, arguments, sizes)
-        numbers = None
+        numbers, probes = None, {}
         if taken:
-            numbers = PATCHES[self.family.patches](self.inner, self._numbers(taken), arguments)
+            numbers = self._tokens(self._numbers(taken[self._scored]), arguments)
             if len(numbers) != sum(sizes):
                 raise VisionDropError(
                     f"{len(numbers)} scores for {sum(sizes)} visual tokens of {type(self.model).__name__}: this version of "
                     "transformers makes tokens of patches in another way; install one within the supported range"
                 )
+            for layer in self.pruner.plan.encoder.probes:
+                received = self._received(taken[self._whole(layer)])
+                probes[layer] = self._tokens(received[:, None], arguments)[:, 0]
         given = self._given({"pixel_values": None, **arguments})
         self.now.pixels = [*self.now.pixels, *given]
         seeds = [self.pruner.seed_of(pixels) for pixels in given] if len(given) == len(sizes) else [0] * len(sizes)
-        self.now.encoded[kind] = Encoded(kind, sizes, grids, numbers, seeds, tiles)
+        self.now.encoded[kind] = Encoded(kind, sizes, grids, numbers, seeds, tiles, probes)
 
     def _tiled(self, kind: str, arguments: dict[str, Any], sizes: list[int]) -> tuple[list[int], list[int]]:
         """(tiles or frames, tokens) of LLaVA-OneVision's items; older releases add a video's newline after this call."""
@@ -209,6 +228,15 @@ class DynamicAdapter(HubAdapter):
             parts.append(torch.cat([score[..., None], metric], dim=-1).flatten(0, 1))
         return torch.cat(parts)
 
+    def _received(self, taken: Taken) -> Tensor:
+        """[P] float32: attention that every patch receives from all rows, [CLS] among them, in the tower's order."""
+        first, chunk, fused = int(self._has_cls), self.pruner.chunk, self.pruner.fused
+        rows = [scores.received(q, k, scale, None, "bidirectional", chunk, fused) for q, k, scale in taken]
+        return torch.cat([row[:, first:].flatten() for row in rows])
+
+    def _tokens(self, numbers: Tensor, arguments: dict[str, Any]) -> Tensor:
+        return PATCHES[self.family.patches](self.inner, numbers, arguments)
+
     @property
     def _side(self) -> int:
         """Tokens per side of a tile."""
@@ -229,6 +257,8 @@ class DynamicAdapter(HubAdapter):
             source=PACKED if grid is None else f"{frames}x{rows}x{columns}" if frames > 1 else f"{rows}x{columns}",
             grid=grid,
             tiles=tiles,
+            tower_layers=len(self.layers),
+            feature_layer=self._scored,
         )
 
     def _kinds(self) -> list[tuple[int, list[Image]]]:
@@ -296,7 +326,8 @@ class DynamicAdapter(HubAdapter):
         seed, own = encoded.seeds[item], {}
         if encoded.numbers is not None:
             numbers = encoded.numbers[offset : offset + count]
-            own = {"scores": numbers[:, 0], "metric": numbers[:, 1:]}
+            probes = {at: x[offset : offset + count] for at, x in encoded.probes.items()}
+            own = {"scores": numbers[:, 0], "metric": numbers[:, 1:], "probes": probes}
         return Image(self._shape(grid, count, tiles), None, seed, **own)
 
     def _given(self, kwargs: dict) -> list[Tensor]:

@@ -25,6 +25,7 @@ class Image:
             sequence would have (a thin unpadded strip of a picture); 0 = as many as unpruned tokens.
         scores, metric: [n] float32 and [n, E] of its tokens from the tower, where the encoder stage acts on entry of the
             stack; else None, and the block holds what the encoder stage has left.
+        probes: [n] attention received in each tower layer that the stage asks for besides.
         entered: how many tokens that are, where it depends on the picture; None = as many as its plan says.
     """
 
@@ -34,6 +35,7 @@ class Image:
     room: int = 0
     scores: Tensor | None = None
     metric: Tensor | None = None
+    probes: dict[int, Tensor] = field(default_factory=dict)
     entered: int | None = None
 
     @property

@@ -29,6 +29,7 @@ class Group:
         ids: [I, count] original patch ids, when recording.
         memory: what selectors keep from stage to stage.
         tower: ([I, n] scores, [I, n, E] metric) of the tower, where the encoder stage acts on entry of the stack.
+        probes: by tower layer, [I, n] attention received, likewise.
     """
 
     plan: Plan
@@ -41,6 +42,7 @@ class Group:
     ids: Tensor | None = None
     memory: dict = field(default_factory=dict)
     tower: tuple[Tensor, Tensor] | None = None
+    probes: dict[int, Tensor] = field(default_factory=dict)
 
 
 def group_images(
@@ -83,6 +85,8 @@ def _group(plan: Plan, images: list[int], spans: list[Span], batch: int, record:
             torch.stack([s.image.scores for s in spans]).to(device),
             torch.stack([s.image.metric for s in spans]).to(device),
         )
+        asked = spans[0].image.probes
+        group.probes = {at: torch.stack([s.image.probes[at] for s in spans]).to(device) for at in asked}
     return group
 
 

@@ -288,6 +288,17 @@ class View:
         return weights.gather(2, columns[:, None].expand(-1, size, -1))
 
 
+@dataclass
+class ReceivedView:
+    """What an encoder stage may ask of a tower layer besides the last (see `tower.encoder.LayerView`)."""
+
+    scores: Tensor
+
+    def received(self) -> Tensor:
+        """[I, n] float32: attention that the patches of each token receive in that layer."""
+        return self.scores
+
+
 class EntryView(View):
     """What an encoder stage may ask where it acts on entry of the stack (see `tower.encoder.EncoderView`).
 
@@ -309,3 +320,7 @@ class EntryView(View):
     def metric(self) -> Tensor:
         """[I, n, E]: the tower's keys, mean over heads and over the patches of each token."""
         return self._group.tower[1]
+
+    def at(self, layer: int) -> ReceivedView:
+        """A tower layer that the stage names in `probes`."""
+        return ReceivedView(self._group.probes[layer])

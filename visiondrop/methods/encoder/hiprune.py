@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...errors import VisionDropError
 from ...ops.selection import Selection, ranked
+from ...plans.grids import PACKED
 from ...plans.plan import Kept, Plan, raster_patches
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
@@ -41,9 +42,7 @@ class HiPrune(Method):
     def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None:
         """One encoder stage.  None: budget out of reach."""
         self.one_way(tokens)
-        side, last = math.isqrt(shape.patches), shape.feature_layer + 1
-        if side * side != shape.patches:
-            raise VisionDropError(f"method 'hiprune' needs a square grid of patches; this tower has {shape.patches}")
+        columns, last = columns_of(shape), shape.feature_layer + 1
         layer = self.object_layer or max(1, round(OBJECT_LAYER * shape.tower_layers / REFERENCE_TOWER))
         if layer > last:
             raise VisionDropError(
@@ -53,29 +52,41 @@ class HiPrune(Method):
         anchors = 0 if count is None else round(count * self.alpha / AROUND)  # halves to even
         if count is None or AROUND * anchors > count:
             return None
-        pick = partial(select, anchors=anchors, side=side, layers=(layer - 1, last - 1))
+        pick = partial(select, anchors=anchors, columns=columns, layers=(layer - 1, last - 1))
         return raster_patches("hiprune", count, shape, pick, probes=(layer - 1, last - 1))
 
 
-def select(view, kept: Kept, anchors: int, side: int, layers: tuple[int, int]) -> Selection:
+def columns_of(shape: VisualShape) -> int:
+    """Patches (tokens, where a model takes pictures of any size) in a row of the grid."""
+    if shape.grid is not None:
+        return shape.grid[2]
+    side = math.isqrt(shape.patches)
+    if side * side != shape.patches or shape.source == PACKED:
+        raise VisionDropError(
+            f"method 'hiprune' needs a grid of patches; this tower has {shape.patches}, which are no square"
+        )
+    return side
+
+
+def select(view, kept: Kept, anchors: int, columns: int, layers: tuple[int, int]) -> Selection:
     """`kept.dominant` patches in raster order, without [CLS]; `layers`: the object layer and the deep one, 0-based."""
     early, deep = (view.at(layer).received() for layer in layers)  # [U, n] each
-    chosen = hierarchy(early, deep, anchors, side, kept.dominant)
+    chosen = hierarchy(early, deep, anchors, columns, kept.dominant)
     return Selection(index=chosen + int(view.cls), scores=deep)
 
 
-def hierarchy(early: Tensor, deep: Tensor, anchors: int, side: int, count: int) -> Tensor:
+def hierarchy(early: Tensor, deep: Tensor, anchors: int, columns: int, count: int) -> Tensor:
     """Anchors by `early` with their neighbours, then the best by `deep`, until there are `count`.
 
     Neighbours are flat: left of a row's first patch is the last of the row above; beyond the grid, the first or last patch.
 
     Args:
-        early, deep: [U, side * side] float32; count: 5 * anchors … side * side.
+        early, deep: [U, n] float32; columns: of the grid; count: 5 * anchors … n.
 
     Returns:
         [U, count] long, ascending.
     """
-    shift = torch.tensor([0, -1, 1, -side, side], device=early.device)
-    around = (ranked(early, anchors)[:, :, None] + shift).clamp(0, side * side - 1).flatten(1)
+    shift = torch.tensor([0, -1, 1, -columns, columns], device=early.device)
+    around = (ranked(early, anchors)[:, :, None] + shift).clamp(0, deep.shape[1] - 1).flatten(1)
     protected = torch.zeros_like(deep, dtype=torch.bool).scatter(1, around, True)
     return ranked(deep.masked_fill(protected, float("inf")), count).sort(dim=1).values
