@@ -8,4 +8,5 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 # One thread per process: the models are small, and the machine may be shared.
 export OMP_NUM_THREADS=1 PYTHON
-exec "$PYTHON" -m pytest -q "$@"
+# One process per core, whole files each: files share models that take seconds to make.
+exec "$PYTHON" -m pytest -q -n auto --maxprocesses 4 --dist loadfile "$@"

@@ -10,7 +10,6 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLERS = {"pip", "setuptools", "wheel", "uv"}  # what a fresh virtual environment and a lock's maker bring
-OPTIONAL = {"pytest-xdist", "execnet"}  # development tools outside the lock
 COMPANIONS = re.compile(r"nvidia-.*|cuda-.*|triton")  # torch pins and brings them where it is built for CUDA
 
 
@@ -39,7 +38,7 @@ def differences(installed: dict[str, str], lock: dict[str, str]) -> list[str]:
         if name in lock:
             if version.split("+")[0] != lock[name]:
                 out.append(f"{name} {version} is installed and the lock has {lock[name]}")
-        elif name not in INSTALLERS | OPTIONAL and not COMPANIONS.fullmatch(name):
+        elif name not in INSTALLERS and not COMPANIONS.fullmatch(name):
             out.append(f"{name} {version} is installed and not in the lock")
     return out
 
