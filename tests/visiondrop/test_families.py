@@ -14,6 +14,8 @@ import visiondrop
 from tests.support import hub_families as tiny
 from visiondrop.compat import CACHE
 from visiondrop.errors import UnsupportedError, VisionDropError
+from visiondrop.families.patches import PATCHES, window_index
+from visiondrop.families.table import family_of
 
 NAMES = list(tiny.BUILDERS)
 BOUND = 2e-5  # a stock model's own cached decoding differs from one pass by up to 1.5e-5 here
@@ -35,7 +37,6 @@ METHODS = [
     ("prunesid", "50%", {}),
     ("hiprune", "50%", {}),
 ]
-FEW = [METHODS[0], METHODS[3], METHODS[6]]  # a stage at every kind of place
 
 
 def named(case) -> str:
@@ -167,9 +168,11 @@ def test_videos_and_pictures_together(model, name, case):
         cached_is_one_pass(model, name, tiny.inputs(name, [row]))
 
 
-@pytest.mark.parametrize("case", FEW, ids=named)
+@pytest.mark.parametrize("case", METHODS, ids=named)
 def test_beams_and_assisted_decoding(model, name, case):
     method, tokens, options = case
+    if refused(name, method):
+        pytest.skip("refused, see test_cached_decoding_is_one_pass")
     if name == "internvl" and CACHE == "past_key_values":
         pytest.skip("older releases repeat the tiles of a picture one by one for beams, pruned or not")
     given = one(name)
@@ -182,9 +185,11 @@ def test_beams_and_assisted_decoding(model, name, case):
         assert torch.equal(looked_up, greedy)
 
 
-@pytest.mark.parametrize("case", FEW, ids=named)
+@pytest.mark.parametrize("case", METHODS, ids=named)
 def test_a_second_turn_continues_the_first(model, name, case):
     method, tokens, options = case
+    if refused(name, method):
+        pytest.skip("refused, see test_cached_decoding_is_one_pass")
     given, more = one(name), torch.tensor([tiny.text(99, 6)])
     with visiondrop.apply(model, method, tokens, **options) as handle:
         cache = DynamicCache(config=model.config.text_config)
@@ -430,3 +435,38 @@ def test_internvl_may_choose_by_cls(name):
 def test_what_acts_on_the_patches_of_clip_is_refused(model, method):
     with pytest.raises(VisionDropError, match="CLIP|CLS|windows"):
         visiondrop.apply(model, method, "50%")
+
+
+def test_coordinates_come_out_as_each_tokens_centre(model, name):
+    """Row and column of every patch, sent the way to tokens: the centre of the patches of a token, in prompt order."""
+    given = one(name)
+    if name in tiny.GRIDS:
+        rows, columns = given["image_grid_thw"][0, 1:].tolist()
+        grid = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"), dim=-1).float()
+        # The processor puts the patches of a token side by side.
+        patches = grid.view(rows // 2, 2, columns // 2, 2, 2).transpose(1, 2).reshape(-1, 4, 2)
+        if name == "qwen2_5_vl":
+            patches = patches[window_index(model.model.visual, given["image_grid_thw"])]
+        down, across = torch.meshgrid(torch.arange(rows // 2), torch.arange(columns // 2), indexing="ij")
+        expected = torch.stack([2 * down + 0.5, 2 * across + 0.5], dim=-1).view(-1, 2)
+        found = to_tokens(model, name, patches.reshape(-1, 2), given)
+    else:
+        side = {"idefics3": 8}.get(name, 4)
+        tiles = given["pixel_values"].flatten(0, 1) if name in ("idefics3", "onevision") else given["pixel_values"]
+        tile = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), dim=-1).float()
+        found = to_tokens(model, name, tile.view(-1, 2).repeat(len(tiles), 1), given)
+        if name == "onevision":
+            expected = torch.stack(
+                [onevision_by_hand(tile[..., i].flatten().repeat(len(tiles)), given) for i in (0, 1)], -1
+            )
+            lines = expected.sum(1) == 0  # newlines have no place
+            found, expected = found[~lines], expected[~lines]
+        else:
+            half = torch.arange(side // 2) * 2 + 0.5
+            expected = torch.stack(torch.meshgrid(half, half, indexing="ij"), dim=-1).view(-1, 2).repeat(len(tiles), 1)
+    assert torch.equal(found, expected)
+
+
+def to_tokens(model, name, numbers, given):
+    family = family_of(type(model).__name__)
+    return PATCHES[family.patches](model.model, numbers, {k: v for k, v in given.items() if k != "input_ids"})
