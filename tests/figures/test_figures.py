@@ -332,7 +332,8 @@ def test_a_new_method_has_a_look_and_a_label_of_its_own():
 
 
 def test_timings_are_those_of_the_methods_that_table_1_ranks():
+    encoder = ["visionzip", "vispruner", "divprune", "scope", "hiprune", "flowcut"]
     assert timings.arms() == {
-        "192,128,64": ["none", "fastv", "pyramiddrop", "sparsevlm", "visionzip", "vispruner", "visiondrop"],
-        "32": ["visionzip", "vispruner", "visiondrop"],
+        "192,128,64": ["none", "fastv", "pyramiddrop", "sparsevlm", *encoder, "vscan", "visiondrop"],
+        "32": [*encoder, "visiondrop"],
     }
