@@ -104,7 +104,7 @@ def pick(table: pd.DataFrame, variant: Variant, model: str, entry: Entry, column
         & (table["settings"] == _canonical(entry.options))
     ]
     if mine.empty:
-        return mine, NOT_RUN
+        return mine, entry.absent or NOT_RUN
     checkpoint = checkpoint_of(table, model)
     reasons = [refusal(row, spec, variant, checkpoint) for _, row in mine.iterrows()]
     good = mine[[reason is None for reason in reasons]]

@@ -47,13 +47,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """One table row at one budget.  `control` rows are shown but not ranked."""
+    """One table row at one budget.  `control` rows are shown but not ranked; `absent` says why a row cannot be run."""
 
     method: str
     label: str
     tokens: int
     options: dict[str, Any] = field(default_factory=dict, hash=False)
     control: bool = False
+    absent: str = ""
 
     @property
     def is_base(self) -> bool:
@@ -116,7 +117,8 @@ def _entries(raw: list[dict], where: str) -> tuple[Entry, ...]:
     for item in raw:
         check_keys(item, {f.name for f in fields(Entry)}, where)
         options = options_of(item.get("options", []))
-        out += [Entry(item["method"], item["label"], t, options, item.get("control", False)) for t in item["tokens"]]
+        more = {name: item[name] for name in ("control", "absent") if name in item}
+        out += [Entry(item["method"], item["label"], t, options, **more) for t in item["tokens"]]
     return tuple(sorted(out, key=lambda e: -e.tokens))
 
 

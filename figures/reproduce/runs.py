@@ -69,9 +69,9 @@ def options_of(entry: Entry) -> list[tuple[str, ...]]:
 
 
 def lacking(variant: Variant, model: str, table: pd.DataFrame, force: bool = False) -> list[Run]:
-    """Runs without a row that fills their cell; cells without a protocol here are left out."""
+    """Runs without a row that fills their cell; cells without a protocol, or that cannot be run, are left out."""
     out: dict[Run, None] = {}
-    for entry in variant.entries:
+    for entry in (e for e in variant.entries if not e.absent):
         for column in {c.benchmark: c for c in variant.columns}.values():
             if cells.spec_of(column.benchmark, variant.protocol) is None:
                 continue  # its cells say so

@@ -44,7 +44,7 @@ def arms() -> dict[str, list[str]]:
 
     A budget that every method of a group has stands in the group's list, the others in lists of their own.
     """
-    ranked = [e for e in settings.load()["table1"]["testbed"].entries if not e.control]
+    ranked = [e for e in settings.load()["table1"]["testbed"].entries if not (e.control or e.absent)]
     names = list(dict.fromkeys(e.method for e in ranked))
     budgets = {n: [e.tokens for e in ranked if e.method == n and not e.is_base] for n in names}
     by_methods: dict[tuple[str, ...], list[str]] = {}

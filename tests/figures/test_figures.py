@@ -332,8 +332,20 @@ def test_a_new_method_has_a_look_and_a_label_of_its_own():
 
 
 def test_timings_are_those_of_the_methods_that_table_1_ranks():
-    encoder = ["visionzip", "vispruner", "divprune", "scope", "hiprune", "flowcut"]
+    first = ["visionzip", "vispruner", "divprune", "scope", "hiprune", "flowcut"]
     assert timings.arms() == {
-        "192,128,64": ["none", "fastv", "pyramiddrop", "sparsevlm", *encoder, "vscan", "visiondrop"],
-        "32": [*encoder, "visiondrop"],
+        "192,128,64": [
+            *("none", "fastv", "pyramiddrop", "sparsevlm", *first, "vscan"),
+            *("holov", "prunesid", "dart", "prumerge", "visiondrop"),
+        ],
+        "32": [*first, "holov", "prunesid", "prumerge", "visiondrop"],
     }
+
+
+def test_an_entry_that_cannot_be_run_has_dashes_with_its_reason_and_is_not_asked_for():
+    variant = settings.load()["table1"]["testbed"]
+    entry = next(e for e in variant.entries if e.method == "cdpruner")
+    empty = cells.load_rows([])
+    found, reason = cells.pick(empty, variant, "testbed", entry, variant.columns[0])
+    assert found.empty and reason == entry.absent != ""
+    assert "cdpruner" not in {run.entry.method for run in runs.lacking(variant, "testbed", empty)}
