@@ -1,6 +1,9 @@
 """`visiondrop advise`: numbers against a plain loop, resuming, and bad data told by file and line."""
 
+import base64
+import io
 import json
+import re
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from PIL import Image
 
 import visiondrop
 from llava.adapter import load
+from visiondrop.__main__ import main
 from visiondrop.advice.measure import compare, forced, prepare, reference, shared_towers
 from visiondrop.advice.run import same_words
 from visiondrop.advice.samples import Sample, read_samples
@@ -131,3 +135,14 @@ def test_intervals_draw_pictures_not_samples():
     assert shared[1] - shared[0] > one_each[1] - one_each[0]
     assert ratio([1] * 30, [1] * 30, [str(i) for i in range(30)]) == (1.0, (0.9, 1.0))
     assert same_words("Red.", "red") and not same_words("red star", "red")
+
+
+def test_the_page_shows_kept_patches(tmp_path, capsys):
+    """A row of panels for a picture, not the picture alone."""
+    asked = ["--model", "checkpoints/testbed", "--data", "testbed_quick", "--limit", "2", "--out", str(tmp_path)]
+    assert main(["advise", *asked, "--methods", "visiondrop", "--tokens", "16"]) == 0
+    drawn = re.findall(r"base64,([^\"]+)", (tmp_path / "changed.html").read_text())
+    assert drawn
+    for data in drawn:
+        width, height = Image.open(io.BytesIO(base64.b64decode(data))).size
+        assert width > 2 * height

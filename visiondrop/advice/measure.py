@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..api import Handle
-from ..compat import CACHE
+from ..compat import CACHE, Model
 from ..families.guards import PLACEHOLDER_ID as PLACEHOLDER
 from ..pruner import current_pruner
 from ..tower.encoder import Probe
@@ -74,13 +74,13 @@ def reference(handle: Handle, loaded: Any, inputs: dict[str, Any], length: int) 
     return Reference(ids, len(ids) - int(ended), logits.float().log_softmax(-1), total - len(ids) + 1, loaded.text(ids))
 
 
-def _ends(model: nn.Module) -> list[int]:
+def _ends(model: Model) -> list[int]:
     ends = model.generation_config.eos_token_id
     return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
 
 @torch.no_grad()
-def forced(model: nn.Module, inputs: Mapping[str, Any], ids: Tensor, end: int | None = None) -> tuple[Tensor, int]:
+def forced(model: Model, inputs: Mapping[str, Any], ids: Tensor, end: int | None = None) -> tuple[Tensor, int]:
     """([A, V] logits of each token of an answer that is given to the model in one pass, logical length of the pass).
 
     Args:
@@ -156,7 +156,7 @@ class TowerMemory:
         self._states: dict[int, Tensor] = {}
         self._probes: dict[int, Probe] = {}
 
-    def run(self, tower: nn.Module, hidden: Tensor, last: int, probes: Mapping[int, Probe]) -> Tensor:
+    def run(self, tower: Model, hidden: Tensor, last: int, probes: Mapping[int, Probe]) -> Tensor:
         """Layers 0 … last on [U, R, D]; layers that ran on the same input before are not run again."""
         if self._input is None or not torch.equal(self._input, hidden):
             self._input, self._states, self._probes = hidden, {}, {}
@@ -175,7 +175,7 @@ class TowerMemory:
 
 
 @contextmanager
-def shared_towers(model: nn.Module) -> Iterator[None]:
+def shared_towers(model: Model) -> Iterator[None]:
     """Give every vision tower of `model` a memory inside the block."""
     towers = [m for m in model.modules() if hasattr(m, "embeddings") and hasattr(getattr(m, "encoder", None), "layers")]
     before = [getattr(m, "memory", None) for m in towers]

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from ..demo.show import draw
+from ..demo.show import sheet
 from ..errors import VisionDropError
 from .measure import prepare, under
 from .samples import Sample
@@ -120,7 +120,7 @@ def page(advice: Any, handle: Any, loaded: Any, samples: list[Sample], answers: 
         sample, inputs = samples[i], prepare(loaded, samples[i])
         with under(handle, Setting(method, budget)):
             ids = loaded.generate(inputs, do_sample=False, max_new_tokens=64)[0]
-            picture = _drawn(sample, handle, loaded)
+            picture = _drawn(sample, inputs, handle, loaded)
         handle.reset()
         parts.append(
             f"<h2>{html.escape(sample.place or str(i))}</h2>{picture}<p><b>{html.escape(sample.question)}</b><br>unpruned: "
@@ -135,13 +135,15 @@ def page(advice: Any, handle: Any, loaded: Any, samples: list[Sample], answers: 
     )
 
 
-def _drawn(sample: Sample, handle: Any, loaded: Any) -> str:
-    """The kept patches where the picture is one square grid, else the picture itself."""
-    picture, grid = sample.open()[0], getattr(loaded, "grid", None)
-    data = io.BytesIO()
-    if grid is not None and handle.plan.shape.units == 1 and handle.report.stages:
-        draw(picture, handle.report, grid, data)
+def _drawn(sample: Sample, inputs: dict[str, Any], handle: Any, loaded: Any) -> str:
+    """The kept patches; the first picture itself where there are several, or its tokens lie on no grid."""
+    pictures, data = sample.open(), io.BytesIO()
+    seen = loaded.seen(inputs) if len(pictures) == 1 else None
+    if seen is not None and handle.report.stages:
+        units, grid = seen
+        picture = sheet(units, grid, handle.report)
     else:
+        picture = pictures[0]
         picture.thumbnail((336, 336))
-        picture.save(data, format="PNG")
+    picture.save(data, format="PNG")
     return f'<img alt="kept patches" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'

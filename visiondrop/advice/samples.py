@@ -51,7 +51,7 @@ def read_samples(data: str, questions: Sequence[str] = (), limit: int | None = N
     """(samples, a sentence for each entry that was left out) of a folder, a file or a name."""
     path = Path(data)
     if path.is_dir():
-        found, problems = _folder(path, questions), []
+        found, problems = _folder(path, questions), list[str]()
     elif path.suffix.lower() in (".jsonl", ".json", ".csv"):
         found, problems = _file(path)
     elif path.exists():
@@ -115,7 +115,7 @@ def _file(path: Path) -> tuple[list[Sample], list[str]]:
                     f"{path}, line 1: no column {column!r}; found {', '.join(reader.fieldnames or []) or 'none'}; needed are "
                     "picture and question, and answer where it is known"
                 )
-        rows = [(reader.line_num, row) for row in reader]
+        rows: list[tuple[int, Any]] = [(reader.line_num, row) for row in reader]
     else:
         rows = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     found, problems = [], []

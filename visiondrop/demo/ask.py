@@ -62,6 +62,7 @@ def ask(
                     f"--show {show}: the tokens of {type(loaded.model).__name__} lie on no grid of the picture and cannot be "
                     "drawn; the answer stands above"
                 )
-            draw(*seen, handle.report, show)
+            units, grid = seen
+            draw(units, grid, handle.report, show)
             print(f"kept patches drawn into {show}")
     return answer

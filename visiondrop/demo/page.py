@@ -52,7 +52,9 @@ class Page:
                     results = gr.HTML(WELCOME, elem_id="results", js_on_load=None)
             again = gr.State(False)
             stage = gr.State(None)
-            found = dict(inputs=[*inputs, stage], outputs=[results, stage], api_name=False, concurrency_id="model")
+            found: dict[str, Any] = dict(
+                inputs=[*inputs, stage], outputs=[results, stage], api_name=False, concurrency_id="model"
+            )
             blocks.load(self.open_link, None, [*inputs, stage, again, results], api_name=False, queue=False).then(
                 self.answer_again,
                 inputs=[again, *found["inputs"], results],
@@ -203,7 +205,8 @@ def _thumb(name: str, example: Example) -> str:
     if example.video:
         inside = f'<video src="{example.url}" muted preload="metadata"></video>'
     else:
-        small, data = media.open_picture(example.path), io.BytesIO()
+        small: Any = media.open_picture(example.path)
+        data = io.BytesIO()
         small.thumbnail((PREVIEW, PREVIEW))
         small.save(data, "WEBP", quality=85)
         inside = f'<img src="{html.data_url(data.getvalue())}" alt="">'

@@ -84,7 +84,7 @@ class Guard:
 
 async def _body(receive: Any) -> bytes | None:
     """The whole body, or None where it passes the limit."""
-    parts, size = [], 0
+    parts, size = list[bytes](), 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

@@ -114,7 +114,17 @@ def stages(units: Sequence[Image.Image], grid: Grid, steps: Sequence[Step]) -> l
 
 
 def draw(units: Sequence[Image.Image], grid: Grid, report: Report, path: str, which: int = 0) -> None:
-    """Write one panel per stage into `path`, side by side (of several crops or frames: one below the other).
+    """Write the `sheet` of a picture into `path`."""
+    try:
+        sheet(units, grid, report, which).save(path)
+    except (OSError, ValueError) as error:
+        raise VisionDropError(
+            f"cannot write the picture {path!r} ({error}); give a writable path ending in .png"
+        ) from error
+
+
+def sheet(units: Sequence[Image.Image], grid: Grid, report: Report, which: int = 0) -> Image.Image:
+    """One panel per stage, side by side (of several crops or frames: one below the other).
 
     Args:
         units: the picture's crops or frames as the tower sees them; grid: patches of each.
@@ -124,13 +134,7 @@ def draw(units: Sequence[Image.Image], grid: Grid, report: Report, path: str, wh
     patches = len(units) * (grid * grid if isinstance(grid, int) else grid[0] * grid[1])
     titles = [f"input, {patches} patches", *(step.title for step in steps)]
     panels = [titled(picture, title) for picture, title in zip(stages(units, grid, steps), titles)]
-    sheet = beside(panels) if len(units) == 1 else below(panels)
-    try:
-        sheet.save(path)
-    except (OSError, ValueError) as error:
-        raise VisionDropError(
-            f"cannot write the picture {path!r} ({error}); give a writable path ending in .png"
-        ) from error
+    return beside(panels) if len(units) == 1 else below(panels)
 
 
 def below(panels: Sequence[Image.Image]) -> Image.Image:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..compat import Model
 from ..errors import UnsupportedError, VisionDropError
 from ..ops import scores
 from ..plans.flops import ModelDims
@@ -63,13 +64,13 @@ class DynamicAdapter(HubAdapter):
     pixel_names = ("pixel_values", "pixel_values_videos")
     family: Family
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Model):
         super().__init__(model)
         self.tower = self.inner.get_submodule(self.family.tower)
         self.layers = self.tower.get_submodule(self.family.layers)
         self.taps = [Tap(layer.get_submodule(self.family.attention)) for layer in self.layers]
 
-    def _stack(self) -> nn.Module:
+    def _stack(self) -> Model:
         return self.inner.get_submodule(self.family.stack)
 
     def shape(self) -> VisualShape:
@@ -270,7 +271,7 @@ class DynamicAdapter(HubAdapter):
         """The classes compare numbers of placeholders and features themselves."""
 
     def _number(self) -> tuple[Tensor, list[Image]]:
-        ordinals, images = torch.full(self.now.ids.shape, -1), []
+        ordinals, images = torch.full(self.now.ids.shape, -1), list[Image]()
         for kind, name in (("image", "image_token_id"), ("video", self.family.video_token)):
             encoded = self.now.encoded.get(kind)
             if encoded is not None:
@@ -289,7 +290,7 @@ class DynamicAdapter(HubAdapter):
                 f"{found} {encoded.kind} placeholder tokens for {given} visual tokens: give the ids that the processor made "
                 "for these pictures, in one pass (no chunked prefill, no truncation)"
             )
-        ordinals, images = torch.full(visual.shape, -1), []
+        ordinals, images = torch.full(visual.shape, -1), list[Image]()
         pieces = self._pieces(visual[::repeat], encoded)
         for row, start, item, offset, count in pieces:
             for copy in range(row * repeat, (row + 1) * repeat):  # beams show the same pictures
@@ -323,7 +324,7 @@ class DynamicAdapter(HubAdapter):
             side = self._side
             grid = (count // side**2, side, side)
         tiles = encoded.tiles[item] if encoded.tiles else 0
-        seed, own = encoded.seeds[item], {}
+        seed, own = encoded.seeds[item], dict[str, Any]()
         if encoded.numbers is not None:
             numbers = encoded.numbers[offset : offset + count]
             probes = {at: x[offset : offset + count] for at, x in encoded.probes.items()}

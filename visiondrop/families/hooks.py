@@ -14,12 +14,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
-from ..compat import HOOKS_RUN_AGAIN, cache_in, will_recompute, with_cache
+from ..compat import HOOKS_RUN_AGAIN, Model, cache_in, will_recompute, with_cache
 from ..errors import UnsupportedError, VisionDropError
-from ..pruner import Unpicklable
+from ..pruner import Pruner, Unpicklable
 from ..stack.cache import PrunedCache
 from ..stack.layout import Image, Layout, number_images
 from ..stack.passes import ContinueRun, PrefillRun
@@ -64,20 +64,20 @@ class HubAdapter(Unpicklable):
 
     pixel_names: tuple[str, ...] = ("pixel_values",)
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Model):
         self.model, self.inner = model, model.model
         self.stack = self._stack()
-        self.pruner = None
+        self.pruner: Pruner = None  # until `attach`
         self.now = Pass()
 
-    def _stack(self) -> nn.Module:
+    def _stack(self) -> Model:
         return self.inner.language_model
 
     def feature_calls(self) -> dict[str, Callable]:
         """By name, the calls of `model.model` that encode pictures, wrapped."""
         raise NotImplementedError(f"{type(self).__name__} wraps no call")
 
-    def attach(self, pruner) -> Callable[[], None]:
+    def attach(self, pruner: Pruner) -> Callable[[], None]:
         """Install the hooks; returns the undo."""
         self.pruner = pruner
         hooks = [
@@ -169,7 +169,7 @@ class HubAdapter(Unpicklable):
         new = self.now.ids.shape[1]
         padded = mask is not None and mask.ndim == 2
         if padded:
-            before = mask[:, :-new].sum(1).tolist()
+            before: list[int] | int = mask[:, :-new].sum(1).tolist()
         else:
             before = 0 if cache is None else cache.get_seq_length()
         ordinals, images = self._number()
@@ -179,7 +179,7 @@ class HubAdapter(Unpicklable):
 
     def _number(self) -> tuple[Tensor, list[Image]]:
         """([B, T] which image a position belongs to, -1 for text; the images of all kinds)."""
-        ordinals, all_images = torch.full(self.now.ids.shape, -1), []
+        ordinals, all_images = torch.full(self.now.ids.shape, -1), list[Image]()
         for token, images in self._kinds():
             found = self._places(token, images)
             ordinals = torch.where(found >= 0, found + len(all_images), ordinals)

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..compat import Model
 from ..errors import UnsupportedError, VisionDropError
 from ..plans.flops import ModelDims, model_dims
 from ..plans.shape import VisualShape, feature_layer
@@ -29,11 +30,11 @@ from .registry import register
 class HubLlavaAdapter(HubAdapter):
     """Attaches a pruner to one `LlavaForConditionalGeneration`."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Model):
         super().__init__(model)
         self.tower = self._tower()
 
-    def _tower(self) -> nn.Module:
+    def _tower(self) -> Model:
         tower = self.inner.vision_tower
         return getattr(tower, "vision_model", tower)
 
@@ -59,7 +60,7 @@ class HubLlavaAdapter(HubAdapter):
             **self.tower_facts(),
         )
 
-    def tower_facts(self) -> dict[str, int]:
+    def tower_facts(self) -> dict[str, Any]:
         """What a shape says of the tower's layers."""
         config = self.model.config
         layers, select = config.vision_config.num_hidden_layers, config.vision_feature_layer
@@ -140,7 +141,9 @@ class HubLlavaAdapter(HubAdapter):
         found = reader.read(prompts[::repeat], {token}, blocks)
         return [replace(p, question=text) for p, text in zip(pictures, found)]
 
-    def _encode(self, pictures: list[Picture], tower, select_layer, first: int = 0) -> tuple:
+    def _encode(
+        self, pictures: list[Picture], tower: Model, select_layer: Any, first: int = 0
+    ) -> tuple[Any, list[Image]]:
         """The tower up to its feature layer, the encoder stage, the projector; slots beyond the kept rows are zero.
 
         Args:
@@ -153,7 +156,8 @@ class HubLlavaAdapter(HubAdapter):
         if not isinstance(select_layer, int):
             raise UnsupportedError(f"vision_feature_layer={select_layer}: the encoder stage needs one feature layer")
         eyes = Eyes(tower, select_layer, self.inner.multi_modal_projector, getattr(self.inner, "image_newline", None))
-        blocks, images = [None] * len(pictures), [None] * len(pictures)
+        blocks: Any = [None] * len(pictures)
+        images: list[Any] = [None] * len(pictures)
         for shape, ordinals in by_shape(pictures):
             group = [pictures[i] for i in ordinals]
             self._check_room(shape)

@@ -30,7 +30,8 @@ class HubLlavaNextAdapter(HubLlavaAdapter):
         """The images of a call of `get_image_features`: crops without the padding of the batch."""
         pixels, out, cursor = arguments["pixel_values"], [], 0
         for i, size in enumerate(arguments["image_sizes"]):
-            picture = self._describe(tuple(int(n) for n in size))
+            height, width = (int(n) for n in size)
+            picture = self._describe((height, width))
             crops = (
                 pixels[i, : picture.shape.units] if pixels.ndim == 5 else pixels[cursor : cursor + picture.shape.units]
             )

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from ..compat import Model
 from ..errors import VisionDropError
 from ..plans.shape import VisualShape
 from .processors import load_processor
@@ -57,7 +58,7 @@ def _made(processor: Any, image: Any, text: str, device: torch.device, dtype: to
 class HubLoaded:
     """A checkpoint with its processor; made by `load`."""
 
-    model: nn.Module
+    model: Model
     processor: Any
 
     @property

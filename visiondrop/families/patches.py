@@ -8,24 +8,26 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ..compat import Model
 
 Arguments = dict[str, Any]
 
 
-def merged(inner: nn.Module, numbers: Tensor, arguments: Arguments) -> Tensor:
+def merged(inner: Model, numbers: Tensor, arguments: Arguments) -> Tensor:
     """Qwen2-VL, Qwen3-VL: the patches that become one token stand side by side; their mean."""
     unit = inner.visual.spatial_merge_size**2
     return numbers.view(-1, unit, numbers.shape[-1]).mean(dim=1)
 
 
-def windows(inner: nn.Module, numbers: Tensor, arguments: Arguments) -> Tensor:
+def windows(inner: Model, numbers: Tensor, arguments: Arguments) -> Tensor:
     """Qwen2.5-VL: as `merged`, and back from the order of attention windows."""
     tokens = merged(inner, numbers, arguments)
     return tokens[window_index(inner.visual, grid_of(arguments)).argsort().to(tokens.device)]
 
 
-def window_index(tower: nn.Module, grid: Tensor) -> Tensor:
+def window_index(tower: Model, grid: Tensor) -> Tensor:
     """[N] long: at every place of the windows' order, the token in the prompt's order."""
     if hasattr(tower, "get_window_index"):
         index = tower.get_window_index(grid)[0]
@@ -41,7 +43,7 @@ def window_index(tower: nn.Module, grid: Tensor) -> Tensor:
     return torch.as_tensor(index)
 
 
-def shuffled(inner: nn.Module, numbers: Tensor, arguments: Arguments) -> Tensor:
+def shuffled(inner: Model, numbers: Tensor, arguments: Arguments) -> Tensor:
     """InternVL: a tile's grid through the model's own pixel shuffle; the mean of the patches in each token."""
     ratio, tiles = inner.config.downsample_ratio, len(arguments["pixel_values"])
     side = round((len(numbers) // tiles) ** 0.5)
@@ -50,7 +52,7 @@ def shuffled(inner: nn.Module, numbers: Tensor, arguments: Arguments) -> Tensor:
     return out.reshape(-1, round(ratio**-2), numbers.shape[-1]).mean(dim=1)
 
 
-def connected(inner: nn.Module, numbers: Tensor, arguments: Arguments) -> Tensor:
+def connected(inner: Model, numbers: Tensor, arguments: Arguments) -> Tensor:
     """Idefics3, SmolVLM: a tile's grid through the connector's pixel shuffle; the mean of the patches in each token."""
     unit = inner.connector.scale_factor
     side = inner.config.vision_config.image_size // inner.config.vision_config.patch_size
@@ -58,7 +60,7 @@ def connected(inner: nn.Module, numbers: Tensor, arguments: Arguments) -> Tensor
     return out.reshape(-1, unit**2, numbers.shape[-1]).mean(dim=1)
 
 
-def stitched(inner: nn.Module, numbers: Tensor, arguments: Arguments) -> Tensor:
+def stitched(inner: Model, numbers: Tensor, arguments: Arguments) -> Tensor:
     """LLaVA-OneVision: tiles stitched, cut to the picture and scaled down, frames pooled, by the model's own functions.
 
     A newline's number is 0 for the first channel (the score) and the picture's mean for the others (the metric).
@@ -83,7 +85,7 @@ def _newline(numbers: Tensor) -> Tensor:
     return newline
 
 
-def tiles_of(inner: nn.Module, sizes: Tensor, pictures_per_sample: Tensor | None) -> list[int]:
+def tiles_of(inner: Model, sizes: Tensor, pictures_per_sample: Tensor | None) -> list[int]:
     """LLaVA-OneVision: how many tiles each picture has; several pictures in a sample have one each."""
     from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
@@ -100,7 +102,7 @@ def grid_of(arguments: Arguments) -> Tensor | None:
     return found[0] if found else None
 
 
-PATCHES: dict[str, Callable[[nn.Module, Tensor, Arguments], Tensor]] = {
+PATCHES: dict[str, Callable[[Model, Tensor, Arguments], Tensor]] = {
     "merge": merged,
     "windows": windows,
     "shuffle": shuffled,

@@ -34,7 +34,7 @@ def load_processor(path: str, **more: Any) -> Any:
     return _pictures_only(kind)(**parts, **rest)
 
 
-def _class_of(path: str) -> type:
+def _class_of(path: str) -> Any:
     config = AutoConfig.from_pretrained(path)
     name = PROCESSOR_MAPPING_NAMES.get(config.model_type)
     if name is None:
@@ -44,10 +44,10 @@ def _class_of(path: str) -> type:
     )
 
 
-def _pictures_only(kind: type) -> type:
+def _pictures_only(kind: Any) -> type:
     """`kind` that may be made without a processor for videos."""
 
-    class PicturesOnly(kind):  # type: ignore[misc, valid-type]
+    class PicturesOnly(kind):
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             if argument_name == "video_processor" and argument is None:
                 return type(None)

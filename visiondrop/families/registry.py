@@ -10,13 +10,12 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from torch import nn
-
+from ..compat import Model
 from ..errors import UnsupportedError, VisionDropError
 from .table import REFUSED
 
 LOADER = "llava.adapter"  # the module whose `load` opens checkpoints by path or id, named so that nothing here needs it
-_ADAPTERS: dict[str, Callable[[nn.Module], Any]] = {}
+_ADAPTERS: dict[str, Callable[[Model], Any]] = {}
 
 
 def register(*names: str) -> Callable[[type], type]:
@@ -29,7 +28,7 @@ def register(*names: str) -> Callable[[type], type]:
     return add
 
 
-def adapter_for(model: nn.Module) -> Any:
+def adapter_for(model: Model) -> Any:
     """The adapter of `model`.
 
     Raises:

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..compat import Model
 from ..errors import UnsupportedError
 
 NAME = "visiondrop_tap"
@@ -27,7 +28,7 @@ Taken = list[tuple[Tensor, Tensor, float]]
 class Tap:
     """Notes what one attention module hands to its backend: ([B, H, n, E] queries, keys, scale) of every call."""
 
-    def __init__(self, attention: nn.Module):
+    def __init__(self, attention: Model):
         self.attention, self.config = attention, attention.config
         self._here = threading.local()
 
@@ -47,7 +48,8 @@ class Tap:
     @contextmanager
     def taking(self) -> Iterator[Taken]:
         """Note the calls that the calling thread makes inside the block."""
-        self._here.taken = taken = []
+        taken: Taken = []
+        self._here.taken = taken
         try:
             yield taken
         finally:
@@ -71,7 +73,7 @@ class Tap:
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: Model, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> Any:
     tap = module.__dict__["_visiondrop_tap"]
     tap.refuse_masked(attention_mask)

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..compat import Model
 from .patches import grid_of
 from .table import family_of
 
@@ -20,7 +21,7 @@ def pictures(units: Tensor, mean: Any, std: Any) -> list[Image.Image]:
     return [Image.fromarray(np.ascontiguousarray(array)) for array in arrays]
 
 
-def view(model: nn.Module, processor: Any, inputs: dict[str, Any]) -> View | None:
+def view(model: Model, processor: Any, inputs: dict[str, Any]) -> View | None:
     """The first picture of `inputs` for a model of the table; ids of a report count its tokens unit after unit, row by row.
 
     None where tokens lie on no grid (LLaVA-OneVision's are resampled after stitching).

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 
-from ..compat import CACHE
+from ..compat import CACHE, Model
 from ..errors import UnsupportedError, VisionDropError
 from ..families.guards import PLACEHOLDER_ID
 from ..pruner import current_choice, current_pruner
@@ -39,7 +39,7 @@ class Prefix:
     cache: DynamicCache
     ids: Tensor
     owner: Any
-    model: Callable[[], nn.Module | None] = field(default=lambda: None, kw_only=True)
+    model: Callable[[], Model | None] = field(default=lambda: None, kw_only=True)
     shift: Tensor | None = field(default=None, kw_only=True)
 
     @property
@@ -50,13 +50,15 @@ class Prefix:
     @property
     def bytes(self) -> int:
         """Size of its keys and values."""
-        return sum(x.numel() * x.element_size() for layer in self.cache.layers for x in (layer.keys, layer.values))
+        layers: list[Any] = self.cache.layers
+        return sum(x.numel() * x.element_size() for layer in layers for x in (layer.keys, layer.values))
 
     def rows(self, count: int) -> DynamicCache:
         """A cache of `count` equal rows.  Keys and values are not copied until the first token is appended to them."""
         out = copy.copy(self.cache)
-        out.layers = [copy.copy(layer) for layer in self.cache.layers]
-        for layer in out.layers:
+        layers: list[Any] = [copy.copy(layer) for layer in self.cache.layers]
+        out.layers = layers
+        for layer in layers:
             layer.keys, layer.values = (x.expand(count, -1, -1, -1) for x in (layer.keys, layer.values))
         if isinstance(out, PrunedCache):
             out.segments = [replace(segment) for segment in out.segments]
@@ -74,7 +76,7 @@ def refuse_text_guided(pruner) -> None:
 
 
 @torch.no_grad()
-def encode_prefix(model: nn.Module, input_ids: Tensor, **inputs: Any) -> Prefix:
+def encode_prefix(model: Model, input_ids: Tensor, **inputs: Any) -> Prefix:
     """Prefill a prompt that ends with its last image, under the method applied to `model`.
 
     Args:
@@ -93,7 +95,7 @@ def encode_prefix(model: nn.Module, input_ids: Tensor, **inputs: Any) -> Prefix:
     return Prefix(cache, ids, current_choice(model), model=weakref.ref(model), shift=_shift(model))
 
 
-def prefill(model: nn.Module, input_ids: Tensor, **inputs: Any) -> tuple[DynamicCache, Tensor]:
+def prefill(model: Model, input_ids: Tensor, **inputs: Any) -> tuple[DynamicCache, Tensor]:
     """A new cache of prompts that end with their image, and the ids [1, length] that the first of them stands for.
 
     Args:
@@ -108,7 +110,7 @@ def prefill(model: nn.Module, input_ids: Tensor, **inputs: Any) -> tuple[Dynamic
 
 
 @torch.no_grad()
-def continue_prefix(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[int]], **settings: Any) -> Tensor:
+def continue_prefix(model: Model, prefix: Prefix, rows: Sequence[Sequence[int]], **settings: Any) -> Tensor:
     """Generate behind a prefix for several questions at once.
 
     Args:
@@ -134,7 +136,7 @@ def continue_prefix(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[in
 
 
 @torch.no_grad()
-def next_logits(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[int]]) -> Tensor:
+def next_logits(model: Model, prefix: Prefix, rows: Sequence[Sequence[int]]) -> Tensor:
     """[B, V] logits of the token after each question."""
     ids, mask = _lay_out(model, prefix, rows, _pad_id(model))
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, prefix.length :]
@@ -151,23 +153,23 @@ def next_logits(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[int]])
     return output.logits[:, -1]
 
 
-def _shift(model: nn.Module) -> Tensor | None:
+def _shift(model: Model) -> Tensor | None:
     """What the last prefill of a model with M-RoPE has left on it (its classes keep it there), or None."""
     return getattr(getattr(model, "model", None), "rope_deltas", None)
 
 
-def _set_shift(model: nn.Module, prefix: Prefix) -> None:
+def _set_shift(model: Model, prefix: Prefix) -> None:
     """Put a prefix's own shift back where the classes with M-RoPE look for it: other prefills came between."""
     if prefix.shift is not None:
         model.model.rope_deltas = prefix.shift
 
 
-def _pad_id(model: nn.Module) -> int:
+def _pad_id(model: Model) -> int:
     pad = model.generation_config.pad_token_id
     return FILLER if pad is None else pad
 
 
-def _lay_out(model: nn.Module, prefix: Prefix, rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+def _lay_out(model: Model, prefix: Prefix, rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """(ids, mask), each [B, prefix + longest]: prefix, padding, question."""
     if prefix.owner is not current_choice(model):
         raise VisionDropError(

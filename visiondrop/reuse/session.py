@@ -12,9 +12,10 @@ Below text and pictures there is a layer of ids and pixels, for evaluation and f
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..api import apply
+from ..compat import Model
 from ..errors import UnsupportedError, VisionDropError
 from ..families import adapter_for, loader
 from ..families.guards import PLACEHOLDER, PLACEHOLDER_ID, refuse_placeholder_ids, refuse_spelled_placeholder
@@ -31,7 +32,7 @@ class Session:
         prefix: the cache of system prompt and image.
     """
 
-    def __init__(self, model: nn.Module, prefix: Prefix, tokenizer, behind: str):
+    def __init__(self, model: Model, prefix: Prefix, tokenizer, behind: str):
         self.model, self.prefix, self._tokenizer, self._behind = model, prefix, tokenizer, behind
 
     @property
@@ -55,7 +56,7 @@ class Session:
             settings: anything of `generate`; greedy unless told otherwise.
         """
         single = isinstance(questions, str)
-        rows = [self._ids(question) for question in ([questions] if single else questions)]
+        rows = [self._ids(question) for question in ([questions] if isinstance(questions, str) else questions)]
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **settings}
         size, answers = max(1, len(rows)) if batch_size is None else batch_size, []
         if size < 1:
@@ -99,7 +100,7 @@ def tokenize(tokenizer, text: str, first: bool) -> list[int]:
 
 
 def encode(
-    model: nn.Module,
+    model: Model,
     image: Any,
     *,
     tokenizer: Any = None,
@@ -152,7 +153,7 @@ def _refuse_beside_processor(names: list[str]) -> None:
         raise VisionDropError(f"processor= and {', '.join(names)}: the processor brings them, leave them out")
 
 
-def _prefix_of(model: nn.Module, arguments: dict[str, Any], store: PrefixStore | None) -> Prefix:
+def _prefix_of(model: Model, arguments: dict[str, Any], store: PrefixStore | None) -> Prefix:
     """The prefix of these arguments, from the store where it has it."""
     pruner = current_pruner(model)
     key = None if store is None else fingerprint(*arguments.values(), None if pruner is None else pruner.settings)
@@ -164,7 +165,7 @@ def _prefix_of(model: nn.Module, arguments: dict[str, Any], store: PrefixStore |
     return prefix
 
 
-def _apply_once(model: nn.Module, method: str | None, tokens: int | None, options: dict[str, Any]) -> None:
+def _apply_once(model: Model, method: str | None, tokens: int | None, options: dict[str, Any]) -> None:
     """Apply a method unless it is applied already: earlier sessions of the same settings stay good."""
     pruner = current_pruner(model)
     if method is None and tokens is None:

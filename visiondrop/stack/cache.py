@@ -1,6 +1,8 @@
 """A key/value cache whose layers have their own lengths, while the world outside sees only unpruned ones."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ class Segment:
     valid: Tensor | None
     count: int | Tensor
 
-    def map_rows(self, change) -> None:
+    def map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply `change` to every tensor with a batch axis."""
         self.valid = None if self.valid is None else change(self.valid)
         self.count = self.count if isinstance(self.count, int) else change(self.count)
@@ -42,8 +44,11 @@ class PrunedCache(DynamicCache):
     segments: list[Segment]
 
     @classmethod
-    def adopt(cls, cache, attention_mask: Tensor | None) -> "PrunedCache":
-        """Turn `cache` into a `PrunedCache` in place, so that whoever holds it keeps holding the right one.
+    def adopt(cls, cache: Any, attention_mask: Tensor | None) -> "PrunedCache":
+        """Turn `cache` into a `PrunedCache` in place.
+
+        In place, because a caller who made the cache passes it again in the next pass: a new object with its layers would
+        leave that caller with the layers' physical lengths, which the next pass would take for the prompt's.
 
         Args:
             cache: an empty or unpruned `DynamicCache`; a `PrunedCache` is returned as it is.
@@ -59,12 +64,13 @@ class PrunedCache(DynamicCache):
             )
         past = cache.get_seq_length()
         cache.__class__ = cls
-        cache.logical = past
+        adopted = cast(PrunedCache, cache)
+        adopted.logical = past
         valid = None if attention_mask is None or past == 0 else attention_mask[:, :past].bool()
         if valid is not None and bool(valid.all()):
             valid = None
-        cache.segments = [] if past == 0 else [Segment(0, valid, past if valid is None else valid.sum(1))]
-        return cache
+        adopted.segments = [] if past == 0 else [Segment(0, valid, past if valid is None else valid.sum(1))]
+        return adopted
 
     def segment_of(self, layer: int) -> Segment | None:
         """The segment that holds `layer`, or None in an empty cache."""
@@ -98,7 +104,7 @@ class PrunedCache(DynamicCache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder rows, as beam search does."""
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -126,7 +132,7 @@ class PrunedCache(DynamicCache):
                 segment.count = segment.count - segment.valid[:, -removed:].sum(1)
                 segment.valid = segment.valid[:, :-removed]
 
-    def _map_rows(self, change) -> None:
+    def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         for segment in self.segments:
             segment.map_rows(change)
 
@@ -137,8 +143,8 @@ def extend(segment: Segment, valid: Tensor | None, rows: int, length: int, devic
         segment.count = segment.count + length
         return
     old = segment.valid
-    if old is None:
-        old = torch.ones(rows, segment.count, dtype=torch.bool, device=device)
+    if old is None:  # then all rows agree
+        old = torch.ones(rows, int(segment.count), dtype=torch.bool, device=device)
     new = valid if valid is not None else torch.ones(rows, length, dtype=torch.bool, device=device)
     segment.valid = torch.cat([old, new], dim=1)
     segment.count = segment.count + (length if valid is None else new.sum(1))

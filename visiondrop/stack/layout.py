@@ -137,7 +137,7 @@ def number_images(is_visual: Tensor, images: list[Image]) -> Tensor:
     out = torch.full(is_visual.shape, -1, dtype=torch.long)
     unused = list(range(len(images)))
     for first in range(0, rows, max(1, repeat)):
-        need, numbers = int(is_visual[first].sum()), []
+        need, numbers = int(is_visual[first].sum()), list[int]()
         while unused and sum(images[n].block for n in numbers) < need:
             numbers.append(unused.pop(0))
         blocks = torch.cat([torch.full((images[n].block,), n) for n in numbers]) if numbers else torch.empty(0)

@@ -9,6 +9,8 @@ Both front-ends (our own `llava/` classes and the hooks on transformers' classes
     run.close()
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
@@ -84,7 +86,8 @@ class PrefillRun(_Run):
         probes = [(s.probe, s.layer) for pairs in self.stages.values() for _, s in pairs if s.probe is not None]
         self.watched = {probe for probe, layer in probes if probe < layer}
         self.inputs: dict[int, Tensor] = {}
-        self._numbers: tuple | None = None
+        self._numbers: tuple | None = None  # of `_whole`
+        self._whole: tuple[Tensor, Tensor] | None = None
         self.boundaries = {0, *self.stages}
         if cache is not None:
             # Cut all segments now: what one holds must not include this pass when another is cut from it.
@@ -174,7 +177,8 @@ class PrefillRun(_Run):
             return None
         has_run, keys, padding = at < self.layer, None, None
         if self.cache is not None and (self.past or has_run):
-            keys, valid = self.cache.layers[at].keys, self.cache.segment_of(at).valid
+            layer: Any = self.cache.layers[at]
+            keys, valid = layer.keys, self.cache.segment_of(at).valid
             padding = None if valid is None else ~valid
         states = self.inputs[at] if has_run else self.rows.hidden
         how = {"chunk": self.pruner.chunk, "fused": self.pruner.fused, "own_rotary": self.pruner.own_rotary}
@@ -183,7 +187,8 @@ class PrefillRun(_Run):
 
     def _open_segment(self, i: int) -> None:
         """Positions, rotary embedding and mask of the layers from `i` on; note the new entries in the cache."""
-        rows, valid, count = self.rows, self.rows.valid(), 0
+        rows, valid = self.rows, self.rows.valid()
+        count: int | Tensor = 0
         if self.cache is not None:
             segment = self.cache.segment_of(i)
             count = segment.count

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..compat import Model
 from ..ops import scores
 from .rows import Group, Rows
 
@@ -27,7 +28,7 @@ class LayerProbe:
         last_norm: the norm behind the stack's last layer, or None.
     """
 
-    layer: nn.Module
+    layer: Model
     states: Tensor
     rope: tuple[Tensor, Tensor]
     keys: Tensor | None = None
@@ -36,10 +37,10 @@ class LayerProbe:
     chunk: int = 256
     fused: bool = False
     own_rotary: bool = False
-    last_norm: nn.Module | None = None
+    last_norm: Model | None = None
 
     @property
-    def attention(self) -> nn.Module:
+    def attention(self) -> Model:
         """The layer's attention."""
         return self.layer.self_attn
 
@@ -131,7 +132,7 @@ class View:
         size, ends = wanted.shape[1], self._ends
         image = self._keys_at(self._group.starts, self.count)
         text = self._keys_at([e - size for e in ends], size)
-        return *(key.float().abs().sum(dim=(1, 3)) for key in (image, text)), wanted
+        return image.float().abs().sum(dim=(1, 3)), text.float().abs().sum(dim=(1, 3)), wanted
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Places in the unpadded row, earlier turns included, as the probe layer counts them.
@@ -218,7 +219,7 @@ class View:
     def _take(self, x: Tensor, starts: Sequence[int], count: int) -> Tensor:
         return self._rows.take(x, self._group, starts, count)
 
-    def _rope(self, starts: list[int], count: int) -> tuple[Tensor, Tensor]:
+    def _rope(self, starts: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
         cos, sin = self._probe.rope
         return self._take(cos, starts, count), self._take(sin, starts, count)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel
 
+from ..compat import Model
 from ..errors import VisionDropError
 
 REMEMBERED = 256  # questions whose embeddings are held
@@ -38,7 +39,7 @@ class ClipText:
         tokenizer: CLIP's, found when words are first asked about; None where there is none, so that questions must be ids.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, sources: Sequence[str | None] = ()):
+    def __init__(self, model: Model, tokenizer: Any = None, sources: Sequence[str | None] = ()):
         """sources: where to look for a tokenizer that is not given, the first that has one."""
         self._tokenizer, self._sources = tokenizer, sources
         self.text = model.text_model

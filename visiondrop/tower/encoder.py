@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..compat import Model
 from ..ops import scores
 from ..ops.selection import Selection, gather_rows
 from ..plans.shape import VisualShape, feature_layer
@@ -28,14 +29,14 @@ class Probe:
         self.value: Tensor | None = None
 
     @staticmethod
-    def project(layer: nn.Module, hidden: Tensor) -> None:
+    def project(layer: Model, hidden: Tensor) -> None:
         """Queries, keys and values of a layer that is not run: of the one behind the feature layer."""
         states, attention = layer.layer_norm1(hidden), layer.self_attn
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
             projection(states)
 
     @contextmanager
-    def watch(self, attention: nn.Module) -> Iterator["Probe"]:
+    def watch(self, attention: Model) -> Iterator["Probe"]:
         """Pick up the outputs of `attention.{q,k,v}_proj`, each [U, R, H * E], inside the block.
 
         Only the calling thread's: another may be in the same tower.
@@ -61,7 +62,7 @@ class Probe:
                 hook.remove()
 
 
-def embed(tower: nn.Module, pixels: Tensor) -> Tensor:
+def embed(tower: Model, pixels: Tensor) -> Tensor:
     """What a CLIP or SigLIP vision transformer's first layer gets: [U, 3, H, W] -> [U, R, D]."""
     hidden = tower.embeddings(pixels)
     return tower.pre_layrnorm(hidden) if hasattr(tower, "pre_layrnorm") else hidden
@@ -69,7 +70,7 @@ def embed(tower: nn.Module, pixels: Tensor) -> Tensor:
 
 @torch.compiler.disable  # it reads what layers hand on inside, by hooks that a compiled tower would not call
 def run_layers(
-    tower: nn.Module, hidden: Tensor, first: int, last: int, probes: Mapping[int, Probe] | None = None
+    tower: Model, hidden: Tensor, first: int, last: int, probes: Mapping[int, Probe] | None = None
 ) -> Tensor:
     """Layers `first` … `last` of a tower: [U, R, D] -> [U, R, D].
 
@@ -88,7 +89,7 @@ def run_layers(
     return hidden
 
 
-def tower_features(tower: nn.Module, pixels: Tensor, select_layer: int) -> Tensor:
+def tower_features(tower: Model, pixels: Tensor, select_layer: int) -> Tensor:
     """hidden_states[select_layer] of a CLIP or SigLIP vision transformer, bit for bit; later layers are not run.
 
     Args:
@@ -184,7 +185,7 @@ class Seen:
     hidden: Tensor
     layer: int
     heads: int
-    probes: Mapping[int, Probe]
+    probes: dict[int, Probe]
     memory: dict = field(default_factory=dict)
     rows: Tensor | None = None
     cuts: list[Cut] = field(default_factory=list)

@@ -100,7 +100,8 @@ class Reader:
             return [None] * len(blocks)
         out: list[str | None] = []
         for row in rows:
-            first, left, texts = len(out), 0, [[]]  # texts: before the first picture, then behind each
+            first, left = len(out), 0
+            texts: list[list[int]] = [[]]  # before the first picture, then behind each
             for token in row:
                 if token not in visual:
                     texts[-1].append(token)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..compat import Model
 from ..errors import UnsupportedError
 from ..ops.report import Report, StageReport
 from ..ops.selection import Selection, gather_rows
@@ -27,7 +28,7 @@ class Eyes:
         newline: [D'] what closes the rows of an unpadded picture, or None.
     """
 
-    tower: nn.Module
+    tower: Model
     select_layer: int
     projector: Callable[[Tensor], Tensor]
     newline: Tensor | None = None
@@ -97,7 +98,7 @@ def _look(pruner: Any, eyes: Eyes, plan: Plan, pictures: Sequence[Picture], firs
     return seen
 
 
-def _run_to(seen: Seen, tower: nn.Module, last: int, probes: Sequence[int]) -> None:
+def _run_to(seen: Seen, tower: Model, last: int, probes: Sequence[int]) -> None:
     """The tower's layers up to `last`, watched where `probes` say."""
     seen.probes = {i: Probe() for i in probes}
     seen.hidden, seen.layer = run_layers(tower, seen.hidden, seen.layer + 1, last, seen.probes), last
