@@ -15,7 +15,6 @@ here.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
 import subprocess
@@ -26,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from eval.scoring import scores
@@ -34,34 +32,14 @@ from testbed.data.questions import KINDS
 from testbed.data.scenes import FULL_GRID, VERSION, Scene
 from testbed.data.sets import SETS, draw_set
 from testbed.data.tokenizer import PREFIX
-from testbed.training.batches import Batch, normalise, pack
-from testbed.training.export import TOWER_FOLDER
+from testbed.training.base import COURSE
+from testbed.training.batches import Batch, normalise
+from testbed.training.export import load_weights
 from testbed.training.model import Layout, Sizes, Weights, decode_dropping, encode
 from visiondrop.errors import VisionDropError
 
 BEFORE_DECODER = ("full", "one", "random-64", "cls-64", "objects", "needed")
 _VISUAL = FULL_GRID * FULL_GRID
-
-
-def load_weights(folder: Path) -> tuple[Weights, Sizes, str]:
-    """Float32 weights of an exported checkpoint, its sizes, and a fingerprint of the files."""
-    folder = Path(folder)
-    files = [folder / "model.safetensors", folder / TOWER_FOLDER / "model.safetensors"]
-    configs = [folder / "config.json", folder / TOWER_FOLDER / "config.json"]
-    for path in (*files, *configs):
-        if not path.is_file():
-            raise VisionDropError(
-                f"{folder} is not a testbed checkpoint: {path} is missing; give a folder that train_testbed.sh wrote."
-            )
-    text, vision = (json.loads(path.read_text()) for path in configs)
-    weights = {name: value.float() for name, value in load_file(files[0]).items()}
-    weights |= {f"model.vision_tower.vision_tower.{name}": value.float() for name, value in load_file(files[1]).items()}
-    sizes = Sizes(
-        vision["hidden_size"], vision["num_hidden_layers"], vision["num_attention_heads"], vision["intermediate_size"],
-        text["hidden_size"], text["num_hidden_layers"], text["num_attention_heads"], text["intermediate_size"],
-        text["vocab_size"], text["rope_theta"], text["rms_norm_eps"],
-    )  # fmt: skip
-    return weights, sizes, hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def conditions_of(names: list[str], layers: int) -> list[tuple[str, int]]:
@@ -107,7 +85,7 @@ def measure(
     deepest = max(layer for _, layer in conditions)
     drawn = [item for number, item in enumerate(draw_set(name)) if images is None or number < images]
     for index, scene, asked in tqdm(drawn, desc=f"asking {name}", mininterval=5):
-        batch = pack([scene], [asked], FULL_GRID, (0, 0), renumber=False)
+        batch = COURSE.whole([scene], [asked])
         features, _, attention = encode(weights, sizes, normalise(batch.pixels, torch.float32), batch.cells)
         kinds += [question.kind for question in asked]
         owners += [index] * len(asked)

@@ -1,7 +1,6 @@
 """What a testbed is made of: how its scenes are drawn, and how questions about them are asked.
 
-Sets (testbed.data.sets) and training batches (testbed.training.batches) read a testbed through these two values only;
-the base testbed's are here, a sibling's in its own package.
+Sets (testbed.data.sets) and training (testbed.training.course) read a testbed through these two values; the base testbed's are here, a sibling's in its own package.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -63,5 +63,5 @@ class Questions:
         return next(question for question in found if question is not None)
 
 
-SCENES = Scenes(VERSION, draw_scene, scene_rng, lambda scene: scene.image)
+SCENES = Scenes(VERSION, draw_scene, scene_rng, attrgetter("image"))
 QUESTIONS = Questions(KINDS, TRAINING_KINDS, draw_question, fallback=("exist",), ids=IDS)

@@ -14,6 +14,7 @@ resized one.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,9 +101,12 @@ def draw_scene(split: str, index: int, grid: int = FULL_GRID) -> Scene:
     if grid not in _COUNTS:
         raise VisionDropError(f"a grid of {grid} patches is not drawn: use one of {sorted(_COUNTS)}.")
     rng = scene_rng(split, index)
-    side = grid * PATCH
-    things = _place(rng, grid, draw_attributes(rng, int(rng.integers(*_COUNTS[grid], endpoint=True))))
-    image, mask = paint_things(rng, draw_background(rng, split, side), things)
+    size = grid * PATCH
+    pairs = draw_attributes(rng, int(rng.integers(*_COUNTS[grid], endpoint=True)))
+    things = place_things(
+        rng, pairs, _SIDES[grid], lambda rng, side: rng.integers(side // 2 + 1, size - side // 2 - 1, (60, 2))
+    )
+    image, mask = paint_things(rng, draw_background(rng, split, size), things)
     return Scene(image, things, patch_labels(mask, things, grid))
 
 
@@ -143,15 +147,19 @@ def draw_attributes(rng: np.random.Generator, count: int) -> list[tuple[int, int
     return pairs
 
 
-def _place(rng: np.random.Generator, grid: int, pairs: list[tuple[int, int]]) -> tuple[Thing, ...]:
-    """Non-overlapping places for the pairs; a pair that finds none in 60 tries is left out."""
-    size = grid * PATCH
+def place_things(
+    rng: np.random.Generator,
+    pairs: list[tuple[int, int]],
+    sides: tuple[int, int],
+    spots: Callable[[np.random.Generator, int], np.ndarray],
+) -> tuple[Thing, ...]:
+    """Non-overlapping objects of the pairs; one that finds no place among its 60 `spots` (of its side) is left out."""
     digits = rng.permutation(10)
     things: list[Thing] = []
     for number, (color, shape) in enumerate(pairs):
         digit = int(digits[number]) if rng.random() < _DIGIT_SHARE else None
-        side = int(rng.integers(*_SIDES[grid], endpoint=True))
-        for x, y in rng.integers(side // 2 + 1, size - side // 2 - 1, (60, 2)):
+        side = int(rng.integers(*sides, endpoint=True))
+        for x, y in spots(rng, side):
             gap = [max(abs(x - t.x), abs(y - t.y)) - (side + t.side) / 2 for t in things]
             if not gap or min(gap) >= 2:
                 things.append(Thing(COLOR_NAMES[color], SHAPES[shape], digit, int(x), int(y), side))

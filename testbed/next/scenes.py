@@ -16,19 +16,17 @@ import functools
 import numpy as np
 
 from testbed.data.scenes import (
-    COLOR_NAMES,
     FULL_GRID,
     PATCH,
-    SHAPES,
     SPLITS,
     PatchLabels,
     Scene,
-    Thing,
     crop_texture,
     draw_attributes,
     draw_texture,
     paint_things,
     patch_labels,
+    place_things,
 )
 from visiondrop.errors import VisionDropError
 
@@ -40,7 +38,6 @@ BASE_TOKENS, CANVAS_TOKENS = FULL_GRID**2, 4 * FULL_GRID**2
 _STREAM = 672  # separates these scenes from the base testbed's
 _COUNT = (6, 10)
 _SIDES = (36, 54)
-_DIGIT_SHARE = 0.75
 _TEXTURES = 24
 _TEXTURE_SIDE = 2 * 480
 
@@ -59,7 +56,8 @@ def draw_scene(split: str, index: int, grid: int = FULL_GRID) -> Scene:
             f"a grid of {grid} patches is not drawn: use {FULL_GRID}, the patches per side of a view."
         )
     rng = scene_rng(split, index)
-    things = _place(rng, draw_attributes(rng, int(rng.integers(*_COUNT, endpoint=True))))
+    pairs = draw_attributes(rng, int(rng.integers(*_COUNT, endpoint=True)))
+    things = place_things(rng, pairs, _SIDES, _spots)
     background = crop_texture(rng, _texture(split, int(rng.integers(_TEXTURES))), SIDE)
     image, mask = paint_things(rng, background, things)
     views = patch_labels(mask[::2, ::2], things, FULL_GRID), patch_labels(mask, things, 2 * FULL_GRID)
@@ -68,20 +66,10 @@ def draw_scene(split: str, index: int, grid: int = FULL_GRID) -> Scene:
     return Scene(image, things, labels)
 
 
-def _place(rng: np.random.Generator, pairs: list[tuple[int, int]]) -> tuple[Thing, ...]:
-    """Non-overlapping places inside the crops; a pair that finds none in 60 tries is left out."""
-    digits = rng.permutation(10)
-    things: list[Thing] = []
-    for number, (color, shape) in enumerate(pairs):
-        digit = int(digits[number]) if rng.random() < _DIGIT_SHARE else None
-        side = int(rng.integers(*_SIDES, endpoint=True))
-        corners = CROP * rng.integers(0, 2, (60, 2))
-        for x, y in corners + rng.integers(side // 2 + 2, CROP - side // 2 - 2, (60, 2)):
-            gap = [max(abs(x - t.x), abs(y - t.y)) - (side + t.side) / 2 for t in things]
-            if not gap or min(gap) >= 2:
-                things.append(Thing(COLOR_NAMES[color], SHAPES[shape], digit, int(x), int(y), side))
-                break
-    return tuple(things)
+def _spots(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Places inside the crops where an object may stand, [60, 2]."""
+    corners = CROP * rng.integers(0, 2, (60, 2))
+    return corners + rng.integers(side // 2 + 2, CROP - side // 2 - 2, (60, 2))
 
 
 @functools.lru_cache(maxsize=_TEXTURES * len(SPLITS))

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import sys
+from operator import attrgetter
 
 from PIL import Image
 
@@ -26,7 +27,7 @@ FAMILY = Family(
     dataset="visiondrop-testbed-next",
     note="Question sets of VisionDrop's NeXT-style testbed",
     sets=SETS,
-    scenes=Scenes(VERSION, draw_scene, scene_rng, lambda scene: scene.image),
+    scenes=Scenes(VERSION, draw_scene, scene_rng, attrgetter("image")),
     questions=Questions(KINDS, QUESTIONS.training_kinds, QUESTIONS.draw, QUESTIONS.fallback, QUESTIONS.ids),
     per_image=len(KINDS),
     row=picture_row,

@@ -1,36 +1,27 @@
-"""Training batches: a pure function of the stage's settings, its number and the step.
+"""Training batches: what a stage of the curriculum says, what a batch holds, and how views of scenes become one.
 
-`Batches(stage, number)[step]` draws `batch` scenes, picks questions of each and packs them; scene indices never repeat
-within a stage and differ between stages, so an interrupted run continues with the very batches it would have had.
+A sibling (testbed.next, testbed.video) brings its own `Views`; questions and thinning-out are the same for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from testbed.data.questions import TRAINING_KINDS, Question, draw_question
-from testbed.data.scenes import (
-    COLOR_NAMES,
-    FULL_GRID,
-    NO_COLOR,
-    NO_DIGIT,
-    NO_SHAPE,
-    SHAPES,
-    Scene,
-    Thing,
-    draw_scene,
-    scene_rng,
-)
+from testbed.data.material import Questions
+from testbed.data.questions import Question
+from testbed.data.scenes import COLOR_NAMES, NO_COLOR, NO_DIGIT, NO_SHAPE, SHAPES, Thing
 from testbed.data.tokenizer import EOS, IDS, PAD, PREFIX, question_ids
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IGNORE = -100
-STAGE_STRIDE = 10**9  # scene indices of stage n start at n times this
+END_ID = IDS[EOS]
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,8 @@ class Stage:
     rate, end_rate: learning rate at the start (after `warmup` steps) and at the end, a straight line between;
     labels: weight of the patch-label and object-set losses; bridge: weight of the losses on the hops' results;
     depth: decoder layers that are run, 0 for all of them; sparse: share of the steps in which the decoder gets only
-    some of the visual tokens (see `sparse_tokens`), as a pruned model does; frozen: the tower is not trained.
+    some of the visual tokens (see `thin_out`), as a pruned model does, between `fewest` and `most` of them (0: half of
+    all); places: patch positions that the tower of a video computes, 0 for all; frozen: the tower is not trained.
     """
 
     name: str
@@ -60,130 +52,141 @@ class Stage:
     bridge: float = 0.3
     depth: int = 0
     sparse: float = 0.0
+    fewest: int = 48
+    most: int = 0
+    places: int = 0
     frozen: bool = False
+
+    def mix_at(self, step: int) -> dict[str, float]:
+        """Shares of the kinds of question at a step."""
+        return self.long_mix if self.long_every and step % self.long_every == 0 else self.mix
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One packed batch; int64 unless said otherwise. B images, V patches, Q questions, T tokens.
+    """One packed batch; int64 unless said otherwise. B scenes, V visual tokens, Q questions, T tokens.
 
-    pixels uint8 [B, 3, side, side]; cells [V]; colors, shapes, digits [B, V]; objects float [B, 58]: which of the 48
-    colour-shape pairs and 10 digits are in the picture; question_ids [B, Q, T]; answer_at [B, Q]: the place whose
-    next token is the answer; answers [B, Q]; bridges [B, Q, 2]: the words that the
-    first and the second hop lead to (IGNORE where there is none); kinds [B, Q]: number in
-    TRAINING_KINDS; visual_positions and question_start: see model.Layout; kept [B, K]: raster numbers of the visual
-    tokens the decoder gets, ascending, None for all of them.
+    pixels: uint8, what the tower sees, in the shape its `Views.encode` takes; cells: places of its patches;
+    labels: by name, the class of every patch [..., K]; shown: bool [..., K], whether a patch shows any object;
+    objects: float [..., N], which colour-shape pairs (and digits) are in a view; question_ids [B, Q, T];
+    answer_at [B, Q]: the place whose next token is the answer; answers [B, Q]; bridges [B, Q, 2]: the words that the
+    first and the second hop lead to (IGNORE where there is none); kinds [B, Q]: number among the kinds trained;
+    visual_positions ([V] or [B, V]) and question_start: see model.Layout; kept [B, K]: numbers of the visual tokens the
+    decoder gets, ascending, None for all of them.
     """
 
     pixels: torch.Tensor
     cells: torch.Tensor
-    colors: torch.Tensor
-    shapes: torch.Tensor
-    digits: torch.Tensor
+    labels: dict[str, torch.Tensor]
+    shown: torch.Tensor
     objects: torch.Tensor
+    visual_positions: torch.Tensor
+    question_start: int
     question_ids: torch.Tensor
     answer_at: torch.Tensor
     answers: torch.Tensor
     bridges: torch.Tensor
     kinds: torch.Tensor
-    visual_positions: torch.Tensor
-    question_start: int
     kept: torch.Tensor | None = None
 
-
-class Batches(torch.utils.data.Dataset):
-    """The batches of one stage, by step."""
-
-    def __init__(self, stage: Stage, number: int, split: str = "train") -> None:
-        self.stage, self.number, self.split = stage, number, split
-
-    def __len__(self) -> int:
-        return self.stage.steps
-
-    def __getitem__(self, step: int) -> Batch:
-        stage = self.stage
-        first = self.number * STAGE_STRIDE + step * stage.batch
-        rng = scene_rng(self.split, first, purpose=1)
-        scenes = [draw_scene(self.split, first + i, stage.grid) for i in range(stage.batch)]
-        long = bool(stage.long_every) and step % stage.long_every == 0
-        mix = stage.long_mix if long else stage.mix
-        asked = [[_draw_from_mix(scene, mix, rng) for _ in range(stage.questions)] for scene in scenes]
-        row, column = rng.integers(0, FULL_GRID - stage.grid + 1, 2)
-        # windows are seen half the time at their places in the full picture and half the time as a short picture
-        batch = pack(scenes, asked, stage.grid, (int(row), int(column)), renumber=bool(rng.random() < 0.5))
-        return thin_out(batch, rng) if rng.random() < stage.sparse else batch
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on `device`."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **moved, labels={name: value.to(device) for name, value in self.labels.items()})
 
 
-def sparse_tokens(objects: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Visual tokens of a thinned-out batch, ascending, int64 [B, K]; objects: bool [B, V], patches of any object.
+class Seen(NamedTuple):
+    """What the tower makes of a batch.
 
-    K is drawn between 48 and V / 2, small ones as often as large ones on a logarithmic scale. Nine in ten object
-    patches go first, then anything at random: no score of any pruning method is involved.
+    states: patch features [..., K, D], or [..., 1 + K, D] where every frame's [CLS] stands first and is a token too;
+    attention: of [CLS] on the patches, mean over heads [..., K], None where the labels of such a batch are not trained;
+    cls: states of a [CLS] that is no token [..., D].
     """
-    visual = objects.shape[1]
-    count = round(48 * (visual / 96) ** rng.random())
+
+    states: torch.Tensor
+    attention: torch.Tensor | None = None
+    cls: torch.Tensor | None = None
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """What the decoder may get, [B, V, D]."""
+        return self.states.flatten(1, -2)
+
+    @property
+    def patches(self) -> torch.Tensor:
+        """What patch labels are read from, [..., K, D]."""
+        return self.states[..., 1:, :] if self.cls is None else self.states
+
+    @property
+    def summary(self) -> torch.Tensor:
+        """What the object set of a picture or frame is read from, [..., D]."""
+        return self.states[..., 0, :] if self.cls is None else self.cls
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a testbed's scenes are shown to its model.
+
+    pack: (scenes, stage, generator) to the visual fields of a `Batch` by name, drawing what the stage leaves open;
+    whole: (scenes) to the same with all that can be seen; encode: (weights, sizes, batch) to a `Seen`;
+    count: (fewest, most, generator) to the number of visual tokens of a sparse step; renumbered: half of the sparse steps
+    number the tokens anew; cls: the decoder gets a [CLS] before the patches of every frame; places: stages may say how
+    many patch positions are computed.
+    """
+
+    pack: Callable[[Sequence[Any], Stage, np.random.Generator], dict[str, Any]]
+    whole: Callable[[Sequence[Any]], dict[str, Any]]
+    encode: Callable[..., Seen]
+    count: Callable[[int, int, np.random.Generator], int]
+    renumbered: bool = True
+    cls: bool = False
+    places: bool = False
+
+
+def even_on_a_logarithm(fewest: int, most: int, rng: np.random.Generator) -> int:
+    """A number between these, small ones as often as large ones on a logarithmic scale."""
+    return round(fewest * (most / fewest) ** rng.random())
+
+
+def thin_out(batch: Batch, views: Views, stage: Stage, rng: np.random.Generator) -> Batch:
+    """A batch whose decoder gets some of the visual tokens, at their own positions or numbered anew.
+
+    Nine in ten object patches go first, then anything at random: no score of any pruning method is involved.
+    """
+    objects = (F.pad(batch.shown, (1, 0)) if views.cls else batch.shown).flatten(1).numpy()
+    count = views.count(stage.fewest, stage.most or objects.shape[1] // 2, rng)
     first = objects & (rng.random(objects.shape) < 0.9)
-    return np.sort(np.argsort(rng.random(objects.shape) - first, 1)[:, :count], 1)
+    kept = torch.from_numpy(np.sort(np.argsort(rng.random(objects.shape) - first, 1)[:, :count], 1))
+    if views.renumbered and rng.random() >= 0.5:
+        start = len(PREFIX) + count
+        return replace(batch, kept=kept, visual_positions=torch.arange(len(PREFIX), start), question_start=start)
+    positions = batch.visual_positions.expand(len(kept), -1).gather(1, kept)
+    return replace(batch, kept=kept, visual_positions=positions)
 
 
-def thin_out(batch: Batch, rng: np.random.Generator) -> Batch:
-    """A batch of full pictures whose decoder gets `sparse_tokens`, at their own positions or numbered anew."""
-    kept = torch.from_numpy(sparse_tokens((batch.colors != NO_COLOR).numpy(), rng))
-    if rng.random() < 0.5:
-        return replace(batch, kept=kept, visual_positions=batch.visual_positions[kept])
-    count = kept.shape[1]
-    positions = len(PREFIX) + torch.arange(count)
-    return replace(batch, kept=kept, visual_positions=positions, question_start=len(PREFIX) + count)
-
-
-def _draw_from_mix(scene: Scene, mix: dict[str, float], rng: np.random.Generator) -> Question:
-    kinds = list(mix)
-    shares = np.array([mix[kind] for kind in kinds], float)
-    for kind in rng.choice(kinds, 6, p=shares / shares.sum()):
-        question = draw_question(str(kind), scene, rng)
-        if question is not None:
-            return question
-    return draw_question("exist", scene, rng)
-
-
-def pack(scenes: list[Scene], asked: list[list[Question]], grid: int, corner: tuple[int, int], renumber: bool) -> Batch:
-    """Tensors of some scenes with equally many questions each; `corner` is the window's place in the full grid."""
-    lines = np.arange(grid)
-    cells = ((corner[0] + lines)[:, None] * FULL_GRID + corner[1] + lines).reshape(-1)
-    short = renumber and grid < FULL_GRID
-    positions = len(PREFIX) + (np.arange(grid * grid) if short else cells)
-    images = np.stack([scene.image for scene in scenes]).transpose(0, 3, 1, 2)
-    return Batch(
-        pixels=torch.from_numpy(np.ascontiguousarray(images)),
-        cells=torch.from_numpy(cells),
-        colors=torch.from_numpy(np.stack([s.labels.colors for s in scenes])),
-        shapes=torch.from_numpy(np.stack([s.labels.shapes for s in scenes])),
-        digits=torch.from_numpy(np.stack([s.labels.digits for s in scenes])),
-        objects=torch.from_numpy(np.stack([object_set(s.things) for s in scenes])),
-        **pack_questions(asked),
-        visual_positions=torch.from_numpy(positions),
-        question_start=len(PREFIX) + (grid * grid if short else FULL_GRID * FULL_GRID),
-    )
-
-
-def pack_questions(asked: list[list[Question]]) -> dict[str, torch.Tensor]:
-    """The question fields of a `Batch`."""
-    words = [[question_ids(question.text) for question in row] for row in asked]
+def pack_questions(asked: list[list[Question]], questions: Questions) -> dict[str, torch.Tensor]:
+    """The question fields of a `Batch`, of scenes with equally many questions each."""
+    ids_of, words = questions.ids, [[question_ids(question.text, questions.ids) for question in row] for row in asked]
     shape = (len(asked), len(asked[0]))
     length = 1 + max((len(ids) for row in words for ids in row), default=0)
-    ids = torch.full((*shape, length), IDS[PAD])
+    ids = torch.full((*shape, length), ids_of[PAD])
     place, answers, kinds = (torch.full(shape, IGNORE) for _ in range(3))
     bridges = torch.full((*shape, 2), IGNORE)
     for i, row in enumerate(asked):
         for j, question in enumerate(row):
             text = words[i][j]
-            ids[i, j, : len(text) + 1] = torch.tensor([*text, IDS[question.answer]])
+            ids[i, j, : len(text) + 1] = torch.tensor([*text, ids_of[question.answer]])
             place[i, j] = len(text) - 1
-            answers[i, j] = IDS[question.answer]
+            answers[i, j] = ids_of[question.answer]
             for hop, word in enumerate(question.bridges):
-                bridges[i, j, hop] = IDS[word]
-            kinds[i, j] = TRAINING_KINDS.index(question.kind)
+                bridges[i, j, hop] = ids_of[word]
+            kinds[i, j] = questions.training_kinds.index(question.kind)
     return {"question_ids": ids, "answer_at": place, "answers": answers, "bridges": bridges, "kinds": kinds}
+
+
+def stacked(rows) -> torch.Tensor:
+    """Arrays of one shape as one tensor."""
+    return torch.from_numpy(np.stack(list(rows)))
 
 
 def object_set(things: Sequence[Thing]) -> np.ndarray:
@@ -201,6 +204,3 @@ def normalise(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     mean = torch.tensor(CLIP_MEAN, device=pixels.device)[:, None, None]
     std = torch.tensor(CLIP_STD, device=pixels.device)[:, None, None]
     return ((pixels.float() / 255 - mean) / std).to(dtype)
-
-
-END_ID = IDS[EOS]

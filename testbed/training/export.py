@@ -1,4 +1,4 @@
-"""Writes trained weights in the original LLaVA-1.5 layout, float16, with tokenizer and CLIP tower of its own.
+"""Writes trained weights in the original LLaVA-1.5 layout, float16, with tokenizer and CLIP tower of its own; reads them.
 
 export_checkpoint(weights, sizes, "checkpoints/testbed")
 python -m testbed.training.export runs/testbed/state.pt checkpoints/testbed
@@ -10,12 +10,14 @@ FOLDER/vision_tower/config.json, model.safetensors, preprocessor_config.json    
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
 from testbed.data.scenes import FULL_GRID, PATCH
 from testbed.data.tokenizer import BOS, EOS, IDS, PAD, build_tokenizer
@@ -24,6 +26,7 @@ from testbed.training.model import Sizes, Weights
 from visiondrop.errors import VisionDropError, command_line
 
 TOWER_FOLDER = "vision_tower"
+SPECIAL_IDS = {"bos_token_id": IDS[BOS], "eos_token_id": IDS[EOS], "pad_token_id": IDS[PAD]}
 _TOWER_PREFIX = "model.vision_tower.vision_tower."
 _SIDE = FULL_GRID * PATCH
 
@@ -44,25 +47,48 @@ def export_checkpoint(
             tower[name.removeprefix(_TOWER_PREFIX)] = half
         elif not name.startswith("aux."):
             model[name] = half
+    texts = {
+        "config.json": _llava_config(sizes) | (settings or {}),
+        "generation_config.json": SPECIAL_IDS,
+        f"{TOWER_FOLDER}/config.json": _tower_config(sizes),
+        f"{TOWER_FOLDER}/preprocessor_config.json": _processor_config(),
+    }
+    save(folder, {"": model, TOWER_FOLDER: tower}, texts, build_tokenizer())
+
+
+def save(folder: Path, parts: dict[str, Weights], texts: dict[str, dict], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Writes a checkpoint: weights by folder below `folder` (none, no file), JSON files by name, the tokenizer."""
     try:
-        (folder / TOWER_FOLDER).mkdir(parents=True, exist_ok=True)
-        save_file(model, folder / "model.safetensors", {"format": "pt"})
-        if tower:
-            save_file(tower, folder / TOWER_FOLDER / "model.safetensors", {"format": "pt"})
-        _write(folder / "config.json", _llava_config(sizes) | (settings or {}))
-        _write(
-            folder / "generation_config.json",
-            {"bos_token_id": IDS[BOS], "eos_token_id": IDS[EOS], "pad_token_id": IDS[PAD]},
-        )
-        _write(folder / TOWER_FOLDER / "config.json", _tower_config(sizes))
-        _write(folder / TOWER_FOLDER / "preprocessor_config.json", _processor_config())
-        build_tokenizer().save_pretrained(folder)
+        for name, weights in parts.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            if weights:
+                save_file(weights, folder / name / "model.safetensors", {"format": "pt"})
+        for name, values in texts.items():
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+        tokenizer.save_pretrained(folder)
     except OSError as error:
         raise VisionDropError(f"cannot write the checkpoint to {folder}: {error.strerror or error}.") from error
 
 
-def _write(path: Path, values: dict) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
+def load_weights(folder: Path) -> tuple[Weights, Sizes, str]:
+    """Float32 weights of an exported checkpoint, its sizes, and a fingerprint of the files."""
+    folder = Path(folder)
+    files = [folder / "model.safetensors", folder / TOWER_FOLDER / "model.safetensors"]
+    configs = [folder / "config.json", folder / TOWER_FOLDER / "config.json"]
+    for path in (*files, *configs):
+        if not path.is_file():
+            raise VisionDropError(
+                f"{folder} is not a testbed checkpoint: {path} is missing; give a folder that train_testbed.sh wrote."
+            )
+    text, vision = (json.loads(path.read_text()) for path in configs)
+    weights = {name: value.float() for name, value in load_file(files[0]).items()}
+    weights |= {_TOWER_PREFIX + name: value.float() for name, value in load_file(files[1]).items()}
+    sizes = Sizes(
+        vision["hidden_size"], vision["num_hidden_layers"], vision["num_attention_heads"], vision["intermediate_size"],
+        text["hidden_size"], text["num_hidden_layers"], text["num_attention_heads"], text["intermediate_size"],
+        text["vocab_size"], text["rope_theta"], text["rms_norm_eps"],
+    )  # fmt: skip
+    return weights, sizes, hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def _llava_config(sizes: Sizes) -> dict:
@@ -72,7 +98,7 @@ def _llava_config(sizes: Sizes) -> dict:
         "num_attention_heads": sizes.heads, "num_key_value_heads": sizes.heads, "hidden_act": "silu",
         "rms_norm_eps": sizes.epsilon, "rope_theta": sizes.rope_theta, "max_position_embeddings": 2048,
         "vocab_size": sizes.vocabulary, "tie_word_embeddings": False, "torch_dtype": "float16", "use_cache": True,
-        "bos_token_id": IDS[BOS], "eos_token_id": IDS[EOS], "pad_token_id": IDS[PAD],
+        **SPECIAL_IDS,
         "mm_vision_tower": TOWER_FOLDER, "mm_hidden_size": sizes.vision_width, "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False, "image_aspect_ratio": "pad", "tokenizer_model_max_length": 2048,

@@ -116,19 +116,13 @@ def init_weights(sizes: Sizes, seed: int) -> Weights:
     return weights
 
 
-def init_heads(sizes: Sizes, seed: int) -> Weights:
+HEADS = {"color": NO_COLOR + 1, "shape": NO_SHAPE + 1, "digit": NO_DIGIT + 1, "set": NO_COLOR * NO_SHAPE + NO_DIGIT}
+
+
+def init_heads(sizes: Sizes, seed: int, rows: dict[str, int] = HEADS) -> Weights:
     """Readouts of the auxiliary losses; training only, never in the checkpoint. Names start with "aux."."""
     generator = torch.Generator().manual_seed(seed + 1)
-    outputs = {
-        "color": NO_COLOR + 1,
-        "shape": NO_SHAPE + 1,
-        "digit": NO_DIGIT + 1,
-        "set": NO_COLOR * NO_SHAPE + NO_DIGIT,
-    }
-    return {
-        f"aux.{name}": torch.randn(rows, sizes.vision_width, generator=generator) * 0.02
-        for name, rows in outputs.items()
-    }
+    return {f"aux.{k}": torch.randn(n, sizes.vision_width, generator=generator) * 0.02 for k, n in rows.items()}
 
 
 def encode(weights: Weights, sizes: Sizes, pixels: torch.Tensor, cells: torch.Tensor):

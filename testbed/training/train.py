@@ -56,16 +56,16 @@ def load_recipe(path: Path, steps: int | None = None) -> Recipe:
     except OSError as error:
         raise VisionDropError(f"cannot read the training configuration {path}: {error.strerror}.") from error
     _check_keys(raw, {f.name for f in fields(Recipe)}, path)
-    course = raw.get("course", "base")
-    stage_class = course_of(course).stage_class
     for stage in raw["stages"]:
-        _check_keys(stage, {f.name for f in fields(stage_class)}, path)
+        _check_keys(stage, {f.name for f in fields(Stage)}, path)
     _check_keys(raw.get("sizes", {}), {f.name for f in fields(Sizes)}, path)
-    stages = tuple(stage_class(**stage) for stage in raw["stages"])
+    stages = tuple(Stage(**stage) for stage in raw["stages"])
     if steps is not None:
         factor = steps / sum(stage.steps for stage in stages)
         stages = tuple(replace(stage, steps=max(1, round(stage.steps * factor))) for stage in stages)
-    return Recipe(raw.get("seed", 0), Sizes(**raw.get("sizes", {})), stages, course, raw.get("start"))
+    return Recipe(
+        raw.get("seed", 0), Sizes(**raw.get("sizes", {})), stages, raw.get("course", "base"), raw.get("start")
+    )
 
 
 def _check_keys(given: dict, known, path: Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 
 from testbed.cards.sibling_card import SiblingCard
-from testbed.video.batches import TOKENS
 from testbed.video.questions import KINDS
+from testbed.video.scenes import TOKENS
 from testbed.video.sets import chance_levels
 
 VIDEO = SiblingCard(

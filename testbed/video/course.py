@@ -1,88 +1,77 @@
-"""How the video sibling is trained: a course as testbed.training.course describes it.
+"""The testbed of clips, eight 224-px frames in the layout of Video-LLaVA.
 
-Losses: the answers; and, read linearly from the tower's features and left out of the checkpoint, colour, shape and role
-(still, moves, appears, changes) of every patch of every frame, and the objects of every frame from its [CLS].
+bash scripts/train_testbed.sh --config configs/testbed/video.yaml --out runs/video
+
+A clip has 2,056 visual tokens, of which about 220 show an object. Most steps therefore leave background out twice: the
+tower computes `places` of the 256 patch positions (all that an object ever touches, then background at random; the same
+in all frames, for the attention over time), and the decoder gets some of the tokens, at their own positions. Patch labels
+are colour, shape and role (still, moves, appears, changes).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
-from testbed.data.scenes import NO_COLOR, NO_SHAPE
+from testbed.data.scenes import NO_COLOR, NO_SHAPE, PATCH
 from testbed.data.tokenizer import PREFIX
-from testbed.training.batches import CLIP_MEAN, CLIP_STD
-from testbed.training.losses import to_device
-from testbed.training.model import Layout, Sizes, Weights, decode, init_weights
-from testbed.video.batches import END_ID, VideoBatch, VideoBatches, VideoStage, pack
+from testbed.training.batches import CLIP_MEAN, CLIP_STD, Batch, Seen, Stage, Views, stacked
+from testbed.training.course import Course
+from testbed.training.model import Sizes, Weights, init_heads, init_weights
 from testbed.video.export import export_checkpoint
-from testbed.video.questions import KINDS, draw_question
-from testbed.video.scenes import GRID, NO_ROLE, PATCHES, clip_rng, draw_clip
+from testbed.video.scenes import FRAMES, GRID, NO_ROLE, PATCHES, TOKENS, Clip, object_set
+from testbed.video.sets import FAMILY
 from testbed.video.tower import encode_video, temporal_weights
 
-VALIDATION_CLIPS, VALIDATION_START = 32, 500_000  # clips of the validation split that no question set uses
-_END_WEIGHT, _BACKGROUND_WEIGHT, _OBJECTS_WEIGHT = 0.1, 0.15, 5.0
+HEADS = {"color": NO_COLOR + 1, "shape": NO_SHAPE + 1, "role": NO_ROLE + 1, "set": NO_COLOR * NO_SHAPE}
 
 
-class VideoCourse:
-    """Eight 224-px frames in the layout of Video-LLaVA."""
-
-    stage_class = VideoStage
-
-    def new_weights(self, sizes: Sizes, seed: int) -> Weights:
-        """The testbed's weights, the attention over time and the readouts of the auxiliary losses."""
-        generator = torch.Generator().manual_seed(seed + 1)
-        rows = {"color": NO_COLOR + 1, "shape": NO_SHAPE + 1, "role": NO_ROLE + 1, "set": NO_COLOR * NO_SHAPE}
-        heads = {f"aux.{k}": torch.randn(n, sizes.vision_width, generator=generator) * 0.02 for k, n in rows.items()}
-        return init_weights(sizes, seed) | temporal_weights(sizes, seed + 2) | heads
-
-    def batches(self, stage: VideoStage, number: int) -> VideoBatches:
-        """Batches by step."""
-        return VideoBatches(stage, number)
-
-    def losses(
-        self, weights: Weights, sizes: Sizes, batch: VideoBatch, stage: VideoStage, dtype: torch.dtype, device
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Total loss with gradient, and plain numbers for the log."""
-        batch = to_device(batch, device)
-        cast = {name: value.to(dtype) for name, value in weights.items()}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not stage.frozen):
-            features, attention = encode_video(cast, sizes, normalised(batch.patches, dtype), batch.cells)
-        total, report = _label_losses(cast, features, batch)
-        attention = attention.float()
-        report["cls_on_objects"] = (attention * (batch.roles != NO_ROLE)).sum() / attention.sum()
-        total = total * stage.labels
-        if stage.questions:
-            states = answer_states(cast, sizes, features, batch, stage.depth)
-            loss, more = _answer_losses(cast["lm_head.weight"], states, batch)
-            total, report = total + loss, report | more
-        return total, {name: value.detach() for name, value in report.items()}
-
-    def validate(
-        self, weights: Weights, sizes: Sizes, stage: VideoStage, dtype: torch.dtype, device
-    ) -> dict[str, float]:
-        """Accuracy per kind with all 2,056 visual tokens, teacher-forced."""
-        whole = VideoStage("validation", GRID, 1, 1, questions=1, depth=stage.depth)
-        hits: dict[str, list[float]] = {}
-        for index in range(VALIDATION_START, VALIDATION_START + VALIDATION_CLIPS):
-            clip, rng = draw_clip("validation", index), clip_rng("validation", index, purpose=1)
-            asked = [draw_question(kind, clip, rng) for kind in KINDS for _ in range(2)]
-            batch = pack([clip], [[question for question in asked if question]], all_places(1))
-            _, report = self.losses(weights, sizes, batch, whole, dtype, device)
-            for name, value in report.items():
-                hits.setdefault(name, []).append(float(value))
-        return {name: sum(values) / len(values) for name, values in hits.items()}
-
-    def export(self, weights: Weights, sizes: Sizes, folder: Path) -> None:
-        """The checkpoint in the original Video-LLaVA layout, float16."""
-        export_checkpoint(weights, sizes, folder)
+def new_weights(sizes: Sizes, seed: int) -> Weights:
+    """The testbed's weights, the attention over time and the readouts of the auxiliary losses."""
+    return init_weights(sizes, seed) | temporal_weights(sizes, seed + 2) | init_heads(sizes, seed, HEADS)
 
 
-def all_places(clips: int):
-    """All 256 patch positions of `clips` clips, int64 [clips, 256] (numpy)."""
-    return torch.arange(PATCHES).expand(clips, -1).numpy()
+def some(fewest: int, most: int, rng: np.random.Generator) -> int:
+    """A number between these, all equally often."""
+    return int(rng.integers(fewest, most + 1))
+
+
+def draw_places(clips: Sequence[Clip], stage: Stage, rng: np.random.Generator) -> dict:
+    """As many patch positions of every clip as the stage says: those any object touches, then others at random."""
+    touched = ((clip.labels.roles != NO_ROLE).any(0) for clip in clips)
+    count = stage.places or PATCHES
+    return pack(clips, np.stack([np.sort(np.argsort(rng.random(PATCHES) - own)[:count]) for own in touched]))
+
+
+def whole(clips: Sequence[Clip]) -> dict:
+    """All patch positions of all frames."""
+    return pack(clips, np.tile(np.arange(PATCHES), (len(clips), 1)))
+
+
+def pack(clips: Sequence[Clip], cells: np.ndarray) -> dict:
+    """Clips seen at `cells`, patch positions in raster order [B, K]: pixels uint8 [B, F, K, 588], labels [B, F, K]."""
+    pairs = list(zip(clips, cells, strict=True))
+    ids = np.concatenate([np.zeros((len(cells), 1), np.int64), 1 + cells], 1)
+    tokens = (np.arange(FRAMES)[:, None] * (PATCHES + 1) + ids[:, None]).reshape(len(cells), -1)
+    names = ("color", "shape", "role")
+    labels = {name: stacked(getattr(clip.labels, f"{name}s")[:, own] for clip, own in pairs) for name in names}
+    return {
+        "pixels": stacked(clip_patches(clip.frames, own) for clip, own in pairs),
+        "cells": torch.from_numpy(cells),
+        "labels": labels,
+        "shown": labels["role"] != NO_ROLE,
+        "objects": stacked(np.stack([object_set(clip, frame) for frame in range(FRAMES)]) for clip in clips),
+        "visual_positions": len(PREFIX) + torch.from_numpy(tokens),
+        "question_start": len(PREFIX) + TOKENS,
+    }
+
+
+def clip_patches(frames: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Patches of frames (uint8 [F, 224, 224, 3]) at `cells` [K]: uint8 [F, K, 588], a patch's channels one by one."""
+    rows = frames.reshape(len(frames), GRID, PATCH, GRID, PATCH, 3).transpose(0, 1, 3, 5, 2, 4)
+    return rows.reshape(len(frames), PATCHES, -1)[:, cells]
 
 
 def normalised(patches: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -91,45 +80,21 @@ def normalised(patches: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return ((patches.unflatten(-1, (3, -1)).float() / 255 - mean) / std).flatten(-2).to(dtype)
 
 
-def answer_states(
-    weights: Weights, sizes: Sizes, features: torch.Tensor, batch: VideoBatch, depth: int = 0
-) -> torch.Tensor:
-    """Final states of the questions' tokens [B, Q, T, D] from the tower's features [B, F, R, D]."""
-    tokens = features.flatten(1, 2)
-    if batch.kept is not None:
-        tokens = tokens.gather(1, batch.kept[..., None].expand(-1, -1, tokens.shape[-1]))
-    prefix = torch.tensor(PREFIX, device=tokens.device)
-    layout = Layout(prefix, batch.question_ids, batch.visual_positions, batch.question_start)
-    return decode(weights, sizes, tokens, layout, depth=depth)[0]
+def encode(weights: Weights, sizes: Sizes, batch: Batch) -> Seen:
+    """Tokens are [CLS] and the patches, frame after frame."""
+    pixels = normalised(batch.pixels, weights["model.mm_projector.0.weight"].dtype)
+    features, attention = encode_video(weights, sizes, pixels, batch.cells)
+    return Seen(features, attention)
 
 
-def _label_losses(weights: Weights, features: torch.Tensor, batch: VideoBatch):
-    """Losses of the patch labels, in which background counts little, and of each frame's objects."""
-    shown = batch.roles != NO_ROLE
-    weight = torch.where(shown, 1.0, _BACKGROUND_WEIGHT).flatten()
-    total, report = 0.0, {}
-    for name, labels in (("color", batch.colors), ("shape", batch.shapes), ("role", batch.roles)):
-        logits = (features[:, :, 1:] @ weights[f"aux.{name}"].T).float().flatten(0, 2)
-        losses = F.cross_entropy(logits, labels.flatten(), reduction="none")
-        total = total + (losses * weight).sum() / weight.sum()
-        right = (logits.argmax(-1) == labels.flatten()) & shown.flatten()
-        report[f"patch_{name}"] = right.sum() / shown.sum()
-    sets = (features[:, :, 0] @ weights["aux.set"].T).float()
-    report["objects_loss"] = F.binary_cross_entropy_with_logits(sets, batch.objects)
-    return total + _OBJECTS_WEIGHT * report["objects_loss"], report
-
-
-def _answer_losses(head: torch.Tensor, states: torch.Tensor, batch: VideoBatch):
-    """Cross-entropy on the answers and, weakly, on the end-of-sequence token behind them."""
-    rows = batch.answer_at[..., None, None].expand(-1, -1, 1, states.shape[-1])
-    logits = (states.gather(2, rows)[:, :, 0] @ head.T).float()
-    ends = (states.gather(2, rows + 1)[:, :, 0] @ head.T).float()
-    answer = F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten())
-    end = F.cross_entropy(ends.flatten(0, 1), torch.full_like(batch.answers, END_ID).flatten())
-    report = {"answer_loss": answer}
-    right = logits.argmax(-1) == batch.answers
-    for number, kind in enumerate(KINDS):
-        asked = batch.kinds == number
-        if bool(asked.any()):
-            report[kind] = right[asked].float().mean()
-    return answer + _END_WEIGHT * end, report
+COURSE = Course(
+    scenes=FAMILY.scenes,
+    questions=FAMILY.questions,
+    views=Views(draw_places, whole, encode, some, renumbered=False, cls=True, places=True),
+    new_weights=new_weights,
+    export=export_checkpoint,
+    stream=1,
+    validation_scenes=32,
+    together=1,
+    per_kind=2,
+)

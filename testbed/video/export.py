@@ -10,19 +10,16 @@ The tower for images has the same files: it is the video tower without its atten
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from testbed.data.scenes import PATCH
-from testbed.data.tokenizer import BOS, EOS, PAD
+from testbed.training.export import SPECIAL_IDS, save
 from testbed.training.model import TOWER, Sizes, Weights
 from testbed.video.scenes import FRAMES, SIDE
-from testbed.video.tokenizer import CONTEXT, IDS, VOCABULARY, build_tokenizer
+from testbed.video.tokenizer import CONTEXT, VOCABULARY, build_tokenizer
 from testbed.video.tower import window_positions
-from visiondrop.errors import VisionDropError
 
 TOWER_FOLDER = "video_tower"
 
@@ -38,21 +35,12 @@ def export_checkpoint(weights: Weights, sizes: Sizes, folder: Path) -> None:
             tower["vision_model." + name.removeprefix(TOWER)] = half
         elif not name.startswith("aux."):
             model[name] = half
-    ids = {"bos_token_id": IDS[BOS], "eos_token_id": IDS[EOS], "pad_token_id": IDS[PAD]}
-    try:
-        (folder / TOWER_FOLDER).mkdir(parents=True, exist_ok=True)
-        save_file(model, folder / "model.safetensors", {"format": "pt"})
-        save_file(tower, folder / TOWER_FOLDER / "model.safetensors", {"format": "pt"})
-        _write(folder / "config.json", _video_llava_config(sizes) | ids)
-        _write(folder / "generation_config.json", ids)
-        _write(folder / TOWER_FOLDER / "config.json", _tower_config(sizes))
-        build_tokenizer().save_pretrained(folder)
-    except OSError as error:
-        raise VisionDropError(f"cannot write the checkpoint to {folder}: {error.strerror or error}.") from error
-
-
-def _write(path: Path, values: dict) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    texts = {
+        "config.json": _video_llava_config(sizes) | SPECIAL_IDS,
+        "generation_config.json": SPECIAL_IDS,
+        f"{TOWER_FOLDER}/config.json": _tower_config(sizes),
+    }
+    save(folder, {"": model, TOWER_FOLDER: tower}, texts, build_tokenizer())
 
 
 def _video_llava_config(sizes: Sizes) -> dict:

@@ -37,6 +37,7 @@ from visiondrop.errors import VisionDropError
 VERSION = 2
 FRAMES, GRID = 8, 16
 SIDE, PATCHES = GRID * PATCH, GRID * GRID
+TOKENS = FRAMES * (PATCHES + 1)  # with the [CLS] of every frame
 ROLES = ("still", "moves", "appears", "changes")
 NO_ROLE = len(ROLES)
 

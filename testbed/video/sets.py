@@ -11,6 +11,7 @@ first look.
 from __future__ import annotations
 
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 from testbed.data.material import Questions, Scenes
@@ -51,7 +52,7 @@ FAMILY = Family(
     dataset="visiondrop-testbed-video",
     note="Question sets of VisionDrop's video testbed",
     sets=SETS,
-    scenes=Scenes(VERSION, draw_clip, clip_rng, lambda clip: clip.frames),
+    scenes=Scenes(VERSION, draw_clip, clip_rng, attrgetter("frames")),
     # every clip has one of the fallbacks: a thing that neither changes nor hides its colour, or one that does
     questions=Questions(KINDS, KINDS, draw_question, fallback=("shape", "changes"), ids=IDS),
     per_image=len(KINDS),

@@ -4,7 +4,7 @@
     features, attention = encode_video(weights, sizes, patches, cells)
 
 Letters: B clips, F frames, K places (patch positions that are computed, the same in all frames), R = 1 + K with [CLS]
-first, D width, H heads.  Left-out places are background (`batches.py`); with all 256 the result is that of
+first, D width, H heads.  Left-out places are background (`course.py`); with all 256 the result is that of
 llava/model/multimodal_encoder/modeling_languagebind.py (tests/testbed/test_video.py).
 """
 

@@ -4,7 +4,8 @@ import torch
 
 from llava.model.builder import load_pretrained_model
 from testbed.cards import card
-from testbed.cards.measure import load_weights, measure
+from testbed.cards.measure import measure
+from testbed.training.export import load_weights
 
 FOLDER = card.CARD.parent
 

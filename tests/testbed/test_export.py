@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from testbed.data.questions import draw_question
-from testbed.data.scenes import FULL_GRID, draw_scene, scene_rng
+from testbed.data.scenes import draw_scene, scene_rng
 from testbed.data.tokenizer import IDS, PREFIX, SUFFIX, build_tokenizer, question_ids
-from testbed.training.batches import normalise, pack
+from testbed.training.base import COURSE
+from testbed.training.batches import normalise
 from testbed.training.export import export_checkpoint
 from testbed.training.model import Layout, Sizes, decode, encode, init_weights
 
@@ -44,7 +45,7 @@ def asked():
         [draw_question(kind, scene, scene_rng("validation", i, 1)) for kind in ("exist", "digit")]
         for i, scene in enumerate(scenes)
     ]
-    return questions, pack(scenes, questions, FULL_GRID, (0, 0), renumber=False)
+    return questions, COURSE.whole(scenes, questions)
 
 
 def trainer_logits(weights, batch):

@@ -10,7 +10,6 @@ from testbed.cards import card
 from testbed.cards.measure import (
     conditions_of,
     kept_tokens,
-    load_weights,
     measure,
     paired_difference,
     result_rows,
@@ -18,7 +17,7 @@ from testbed.cards.measure import (
 )
 from testbed.data.questions import KINDS
 from testbed.data.scenes import draw_scene
-from testbed.training.export import export_checkpoint
+from testbed.training.export import export_checkpoint, load_weights
 from testbed.training.model import Layout, Sizes, decode, decode_dropping, init_weights
 from visiondrop.errors import VisionDropError
 

@@ -1,6 +1,7 @@
 """The NeXT-style sibling: scenes and sets are fixed, training sees what the loader sees, a miniature trains."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,11 @@ from testbed.data.questions import draw_question
 from testbed.data.scenes import NO_COLOR, PATCH
 from testbed.data.tokenizer import PREFIX
 from testbed.next import sets
-from testbed.next.batches import NextBatches, NextStage, pack
 from testbed.next.card import CARD
-from testbed.next.course import NextCourse, view_features
+from testbed.next.course import COURSE
 from testbed.next.scenes import CROP, SIDE, draw_scene, scene_rng
 from testbed.next.views import ORDER, TOKENS, cut, line_up
-from testbed.training.batches import normalise
+from testbed.training.batches import Stage, normalise
 from testbed.training.model import Layout, Sizes, decode
 from testbed.training.train import Trainer, load_recipe
 from visiondrop.errors import VisionDropError
@@ -40,9 +40,9 @@ def scenes():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Folder of a random small model whose weights are exact in float16, and those weights."""
-    weights = {name: value.half().float() for name, value in NextCourse().new_weights(SIZES, 3).items()}
+    weights = {name: value.half().float() for name, value in COURSE.new_weights(SIZES, 3).items()}
     folder = tmp_path_factory.mktemp("next") / "checkpoint"
-    NextCourse().export(weights, SIZES, folder)
+    COURSE.export(weights, SIZES, folder)
     return folder, weights
 
 
@@ -104,8 +104,8 @@ def test_training_and_the_ordinary_loader_give_the_same_logits(exported):
     scene = draw_scene("validation", 5)
     rng = scene_rng("validation", 5, 1)
     questions = [draw_question(kind, scene, rng) for kind in ("exist", "digit")]
-    batch = pack([scene], [questions])
-    features = view_features(weights, SIZES, batch.pixels)
+    batch = COURSE.whole([scene], [questions])
+    features = COURSE.views.encode(weights, SIZES, batch).tokens
     layout = Layout(torch.tensor(PREFIX), batch.question_ids, batch.visual_positions, batch.question_start)
     states, _ = decode(weights, SIZES, features, layout)
     tokenizer, model, processor, _ = load_pretrained_model(
@@ -137,19 +137,19 @@ def test_the_layout_is_that_of_llava_1_6(exported):
 
 
 def test_batches_are_a_function_of_stage_and_step():
-    stage = NextStage("x", 24, 5, 2, questions=3, mix={"exist": 1, "hop2": 1}, sparse=1.0, fewest=200, most=400)
-    first, again, other = NextBatches(stage, 1)[2], NextBatches(stage, 1)[2], NextBatches(stage, 2)[2]
+    stage = Stage("x", 24, 5, 2, questions=3, mix={"exist": 1, "hop2": 1}, sparse=1.0, fewest=200, most=400)
+    first, again, other = COURSE.batches(stage, 1)[2], COURSE.batches(stage, 1)[2], COURSE.batches(stage, 2)[2]
     assert torch.equal(first.pixels, again.pixels) and torch.equal(first.kept, again.kept)
     assert not torch.equal(first.pixels, other.pixels)
     assert 200 <= first.kept.shape[1] <= 400 and bool((first.kept.diff(dim=1) > 0).all())
-    shown = first.colors.gather(1, first.kept) != NO_COLOR
-    assert (shown.sum(1) > 0.75 * (first.colors != NO_COLOR).sum(1)).all()
-    views = NextBatches(NextStage("views", 24, 5, 2), 0)[0]
-    assert views.pixels.shape == (4, 3, 336, 336) and views.colors.shape == (4, 576)
+    shown = first.labels["color"].gather(1, first.kept) != NO_COLOR
+    assert (shown.sum(1) > 0.75 * (first.labels["color"] != NO_COLOR).sum(1)).all()
+    views = COURSE.batches(Stage("views", 24, 5, 2), 0)[0]
+    assert views.pixels.shape == (4, 3, 336, 336) and views.labels["color"].shape == (4, 576)
 
 
 def test_a_miniature_trains_and_its_checkpoint_loads(tmp_path, monkeypatch):
-    monkeypatch.setattr("testbed.next.course.VALIDATION_IMAGES", 2)
+    monkeypatch.setattr("testbed.next.course.COURSE", replace(COURSE, validation_scenes=2))
     recipe = tmp_path / "recipe.yaml"
     sizes = json.dumps({k: v for k, v in SIZES.as_dict().items() if k not in ("vocabulary", "rope_theta", "epsilon")})
     recipe.write_text(f"""

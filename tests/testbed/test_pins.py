@@ -6,6 +6,7 @@ The pins are tests/support/golden/testbed_pins.json, written before the three te
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,11 @@ from testbed.video import sets as video_sets
 
 PINS = json.loads((Path(__file__).parents[1] / "support" / "golden" / "testbed_pins.json").read_text())
 SETS = {"base": base_sets, "next": next_sets, "video": video_sets}
+VALIDATION = {"base": 8, "next": 2, "video": 2}  # scenes
 FIELDS = (
-    "pixels|patches",
+    "pixels",
     "cells",
-    "colors",
-    "shapes",
-    "digits|roles",
+    "labels",
     "objects",
     "kept",
     "visual_positions",
@@ -39,9 +39,10 @@ FIELDS = (
 def digest_of(batch) -> str:
     """16 hex digits over a batch's tensors."""
     total = hashlib.sha256()
-    for names in FIELDS:
-        value = next(getattr(batch, name) for name in names.split("|") if hasattr(batch, name))
-        total.update(value.numpy().tobytes() if torch.is_tensor(value) else repr(value).encode())
+    for name in FIELDS:
+        value = getattr(batch, name)
+        for part in value.values() if isinstance(value, dict) else [value]:
+            total.update(part.numpy().tobytes() if torch.is_tensor(part) else repr(part).encode())
     return total.hexdigest()[:16]
 
 
@@ -49,12 +50,11 @@ def digest_of(batch) -> str:
 def trainer(request, tmp_path, monkeypatch):
     """A miniature of one course, with a log line at every step."""
     monkeypatch.setattr("testbed.training.train.LOG_EVERY", 1)
-    monkeypatch.setattr("testbed.training.course.VALIDATION_IMAGES", 8)
-    monkeypatch.setattr("testbed.next.course.VALIDATION_IMAGES", 2)
-    monkeypatch.setattr("testbed.video.course.VALIDATION_CLIPS", 2)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(PINS[request.param]["recipe"]))
     recipe = load_recipe(tmp_path / "recipe.yaml")
-    return Trainer(recipe, tmp_path / "run", torch.device("cpu"), torch.float32, workers=0)
+    made = Trainer(recipe, tmp_path / "run", torch.device("cpu"), torch.float32, workers=0)
+    made.course = replace(made.course, validation_scenes=VALIDATION[request.param])
+    return made
 
 
 @pytest.mark.parametrize("trainer, name", [(name, name) for name in PINS], indirect=["trainer"])

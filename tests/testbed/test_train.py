@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ import yaml
 
 from testbed.data.scenes import NO_COLOR
 from testbed.data.tokenizer import PREFIX
-from testbed.training.batches import Batches, Stage, normalise, thin_out
+from testbed.training.base import COURSE
+from testbed.training.batches import Stage, normalise, thin_out
 from testbed.training.course import begin_from, course_of
 from testbed.training.export import export_checkpoint
-from testbed.training.losses import compute_losses
 from testbed.training.model import Layout, Sizes, _UnitRms, decode, decode_dropping, encode, init_heads, init_weights
 from testbed.training.train import DEFAULT_CONFIG, Trainer, load_recipe
 from visiondrop.errors import VisionDropError
@@ -62,8 +63,13 @@ def gradients():
 @pytest.fixture(autouse=True)
 def short_validation(monkeypatch):
     """One batch of validation pictures instead of twelve, and a log line every other step."""
-    monkeypatch.setattr("testbed.training.course.VALIDATION_IMAGES", 8)
+    monkeypatch.setattr("testbed.training.base.COURSE", replace(COURSE, validation_scenes=8))
     monkeypatch.setattr("testbed.training.train.LOG_EVERY", 2)
+
+
+def loss(weights, sizes, batch, stage):
+    """The base course's, float32."""
+    return COURSE.losses(weights, sizes, batch, stage, torch.float32, torch.device("cpu"))[0]
 
 
 def trainer(recipe, out):
@@ -147,6 +153,8 @@ def test_bad_configurations_are_one_sentence(recipe, tmp_path):
         path.write_text(text)
         with pytest.raises(VisionDropError, match=needle):
             load_recipe(path)
+    with pytest.raises(VisionDropError, match="stage x: places are left out of videos only"):
+        COURSE.batches(Stage("x", 8, 1, 1, places=80), 0)
     with pytest.raises(VisionDropError, match="absent"):
         load_recipe(tmp_path / "absent.yaml")
     trainer(recipe, tmp_path / "run").save()
@@ -164,7 +172,7 @@ def test_the_default_recipe_parses_and_scales():
 
 def test_batches_are_a_function_of_stage_and_step():
     stage = Stage("x", 10, 5, 3, questions=3, mix={"exist": 1, "hop2": 1})
-    first, again, other = Batches(stage, 1)[2], Batches(stage, 1)[2], Batches(stage, 2)[2]
+    first, again, other = COURSE.batches(stage, 1)[2], COURSE.batches(stage, 1)[2], COURSE.batches(stage, 2)[2]
     assert torch.equal(first.pixels, again.pixels) and torch.equal(first.question_ids, again.question_ids)
     assert not torch.equal(first.pixels, other.pixels)
 
@@ -172,7 +180,7 @@ def test_batches_are_a_function_of_stage_and_step():
 def test_packed_questions_do_not_see_each_other():
     sizes = Sizes(**TINY)
     weights = init_weights(sizes, 0)
-    batch = Batches(Stage("x", 8, 1, 2, questions=3, mix={"exist": 1, "digit": 1}), 0)[0]
+    batch = COURSE.batches(Stage("x", 8, 1, 2, questions=3, mix={"exist": 1, "digit": 1}), 0)[0]
     features = torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(0))
 
     def states(question_ids):
@@ -206,11 +214,9 @@ def test_the_upper_half_of_a_fresh_decoder_is_the_identity():
     sizes = Sizes(**TINY)
     weights = init_weights(sizes, 0) | init_heads(sizes, 0)
     stage = Stage("x", 8, 1, 2, questions=3, mix={"exist": 1}, bridge=0.0)
-    batch = Batches(stage, 0)[0]
-    half = compute_losses(weights, sizes, batch, Stage("x", 8, 1, 2, questions=3, bridge=0.0, depth=2), torch.float32)[
-        0
-    ]
-    torch.testing.assert_close(compute_losses(weights, sizes, batch, stage, torch.float32)[0], half)
+    batch = COURSE.batches(stage, 0)[0]
+    half = loss(weights, sizes, batch, Stage("x", 8, 1, 2, questions=3, bridge=0.0, depth=2))
+    torch.testing.assert_close(loss(weights, sizes, batch, stage), half)
 
 
 def test_the_written_out_backward_pass_of_the_norm_is_right():
@@ -226,11 +232,11 @@ def test_thinned_out_batches_read_the_kept_tokens_at_their_positions():
     sizes = Sizes(**TINY)
     weights = init_weights(sizes, 0) | init_heads(sizes, 0)
     stage = Stage("x", 24, 1, 2, questions=2, mix={"exist": 1}, bridge=0.0)
-    plain = Batches(stage, 0)[0]
+    plain = COURSE.batches(stage, 0)[0]
     seen = set()
     for seed in range(8):
-        thin = thin_out(plain, np.random.default_rng(seed))
-        objects = plain.colors != NO_COLOR
+        thin = thin_out(plain, COURSE.views, stage, np.random.default_rng(seed))
+        objects = plain.labels["color"] != NO_COLOR
         assert 48 <= thin.kept.shape[1] <= 288 and (thin.kept.diff(dim=1) > 0).all()
         if thin.kept.shape[1] > 1.2 * objects.sum(1).max():
             shares = objects.gather(1, thin.kept).sum(1) / objects.sum(1)
@@ -255,7 +261,7 @@ def test_a_frozen_tower_gets_no_gradient():
     sizes = Sizes(**TINY)
     weights = {n: w.requires_grad_() for n, w in (init_weights(sizes, 0) | init_heads(sizes, 0)).items()}
     stage = Stage("x", 8, 1, 2, questions=2, mix={"exist": 1}, bridge=0.0, frozen=True)
-    compute_losses(weights, sizes, Batches(stage, 0)[0], stage, torch.float32)[0].backward()
+    loss(weights, sizes, COURSE.batches(stage, 0)[0], stage).backward()
     assert all(w.grad is None for n, w in weights.items() if "vision_tower" in n)
     assert weights["model.mm_projector.0.weight"].grad is not None
 

@@ -1,6 +1,7 @@
 """The video sibling: clips and sets are fixed, trainer and loader agree, training runs in miniature."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,17 @@ from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.video import load_video, read_frames, video_prompt
 from testbed.data.tokenizer import SUFFIX
+from testbed.training.batches import Stage
+from testbed.training.losses import answer_states
 from testbed.training.model import TOWER, Sizes
 from testbed.training.train import Trainer, load_recipe
 from testbed.video import sets
-from testbed.video.batches import TOKENS, VideoBatches, VideoStage, clip_patches, pack
 from testbed.video.card import VIDEO
-from testbed.video.course import VideoCourse, all_places, answer_states, normalised
+from testbed.video.course import COURSE, clip_patches, normalised
 from testbed.video.export import TOWER_FOLDER
 from testbed.video.files import write_clip
 from testbed.video.questions import KINDS, candidates, draw_question
-from testbed.video.scenes import FRAMES, PATCHES, ROLES, clip_rng, draw_clip
+from testbed.video.scenes import FRAMES, PATCHES, ROLES, TOKENS, clip_rng, draw_clip
 from testbed.video.tokenizer import CONTEXT, IDS, VOCABULARY, build_tokenizer, question_ids
 from testbed.video.tower import encode_video
 from visiondrop.errors import VisionDropError
@@ -44,14 +46,14 @@ def clips():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Folder of a random small model whose weights are exact in float16, and those weights, over time included."""
-    weights = VideoCourse().new_weights(SIZES, 3)
+    weights = COURSE.new_weights(SIZES, 3)
     generator = torch.Generator().manual_seed(9)
     for name, value in weights.items():
         if "temporal" in name and "norm" not in name:
             value = torch.randn(value.shape, generator=generator) * 0.2
         weights[name] = value.half().float()
     folder = tmp_path_factory.mktemp("video") / "checkpoint"
-    VideoCourse().export(weights, SIZES, folder)
+    COURSE.export(weights, SIZES, folder)
     return folder, weights
 
 
@@ -122,9 +124,8 @@ def test_the_loader_gives_the_trainers_logits(exported, tmp_path):
     clip = draw_clip("validation", 2)
     asked = [draw_question(kind, clip, clip_rng("validation", 2, 1)) for kind in ("moves", "shape")]
     assert None not in asked
-    batch = pack([clip], [asked], all_places(1))
-    features, _ = encode_video(weights, SIZES, normalised(batch.patches, torch.float32), batch.cells)
-    states = answer_states(weights, SIZES, features, batch)
+    batch = COURSE.whole([clip], [asked])
+    states, _ = answer_states(weights, SIZES, COURSE.views.encode(weights, SIZES, batch).tokens, batch)
     mine = states.gather(2, batch.answer_at[..., None, None].expand(-1, -1, 1, SIZES.width))[0, :, 0]
     tokenizer, model, _, context = load_pretrained_model(
         str(folder), None, "testbed-video", device_map="cpu", torch_dtype=torch.float32
@@ -140,10 +141,10 @@ def test_the_loader_gives_the_trainers_logits(exported, tmp_path):
 @torch.no_grad()
 def test_attention_over_time_starts_as_the_identity_and_then_matters(exported):
     _, weights = exported
-    fresh = VideoCourse().new_weights(SIZES, 3)
+    fresh = COURSE.new_weights(SIZES, 3)
     clip = draw_clip("validation", 2)
-    batch = pack([clip], [[draw_question("shape", clip, clip_rng("validation", 2, 1))]], all_places(1))
-    patches = normalised(batch.patches, torch.float32)
+    batch = COURSE.whole([clip], [[draw_question("shape", clip, clip_rng("validation", 2, 1))]])
+    patches = normalised(batch.pixels, torch.float32)
     for some, alike in ((fresh, True), (weights, False)):
         whole, _ = encode_video(some, SIZES, patches, batch.cells)
         still, _ = encode_video(some, SIZES, patches[:, 3:4].expand(-1, FRAMES, -1, -1), batch.cells)
@@ -152,20 +153,21 @@ def test_attention_over_time_starts_as_the_identity_and_then_matters(exported):
 
 def test_a_thinned_out_batch_keeps_positions_and_objects():
     mix = dict.fromkeys(KINDS, 1.0)
-    stage = VideoStage("thin", 16, 1, 2, questions=3, mix=mix, places=80, sparse=1, fewest=330, most=350)
-    batch, again = VideoBatches(stage, 0)[0], VideoBatches(stage, 0)[0]
+    stage = Stage("thin", 16, 1, 2, questions=3, mix=mix, places=80, sparse=1, fewest=330, most=350)
+    batch, again = COURSE.batches(stage, 0)[0], COURSE.batches(stage, 0)[0]
     assert all(torch.equal(a, b) for a, b in zip(vars(batch).values(), vars(again).values()) if torch.is_tensor(a))
+    assert all(torch.equal(value, again.labels[name]) for name, value in batch.labels.items())
     assert batch.cells.shape == (2, 80) and 330 <= batch.kept.shape[1] <= 350
     frame, row = batch.kept // 81, batch.kept % 81
     cell = torch.where(row > 0, 1 + batch.cells.gather(1, (row - 1).clamp(min=0)), 0)
     assert torch.equal(batch.visual_positions, 3 + frame * 257 + cell)
-    shown = torch.cat([torch.zeros(2, FRAMES, 1, dtype=torch.bool), batch.roles < len(ROLES)], 2).flatten(1)
+    shown = torch.cat([torch.zeros(2, FRAMES, 1, dtype=torch.bool), batch.labels["role"] < len(ROLES)], 2).flatten(1)
     kept_shown = shown.gather(1, batch.kept).sum(1)
     assert (kept_shown > 0.8 * shown.sum(1)).all() and (kept_shown < batch.kept.shape[1]).all()
 
 
 def test_a_miniature_trains_and_writes_a_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("testbed.video.course.VALIDATION_CLIPS", 1)
+    monkeypatch.setattr("testbed.video.course.COURSE", replace(COURSE, validation_scenes=1))
     monkeypatch.setattr("testbed.training.train.LOG_EVERY", 2)
     common = {"grid": 16, "batch": 2, "warmup": 1, "rate": 3e-3, "end_rate": 3e-3}
     mix = dict.fromkeys(KINDS, 1.0)
