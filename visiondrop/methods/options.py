@@ -1,5 +1,4 @@
 """Options of a method: dataclass fields that carry help and allowed values, and the readers of what is given for them.
-
 A value may be given in Python or as text on a command line; both become the same value of the field's type.
 """
 
@@ -81,10 +80,11 @@ def read(field: dataclasses.Field, kind: Any, value: Any) -> Any:
 
 
 def spell(value: Any) -> Any:
-    """`value` as it is written on a command line and in rows: "on"/"off", "8,16,24"; all else unchanged."""
+    """`value` as it is written on a command line and in rows: "on"/"off", "8,16,24", "12:288"; all else unchanged."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    if isinstance(value, tuple) and all(isinstance(item, (int, float)) for item in value):
+    if isinstance(value, tuple) and all(isinstance(item, (int, float, tuple)) for item in value):
+        value = [":".join(map(str, item)) if isinstance(item, tuple) else item for item in value]
         return value[0] if len(value) == 1 else ",".join(map(str, value))
     return value
 
@@ -138,8 +138,8 @@ def share(name: str, value: Any, zero: bool = True) -> float:
         if not 0 <= number <= 1 or not (number or zero):
             raise ValueError
     except (TypeError, ValueError):
-        among = "from 0 to 1" if zero else "above 0 and up to 1"
-        raise VisionDropError(f"{name}={value!r}: allowed are numbers {among}") from None
+        low = "from 0" if zero else "above 0 and up"
+        raise VisionDropError(f"{name}={value!r}: allowed are numbers {low} to 1") from None
     return number
 
 

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from .constants import unit_rows
 from .selection import Selection, complement, gather_rows
 
 JOIN_CELLS = 1 << 20  # most candidate x reference similarities held at once
@@ -83,7 +85,7 @@ def _means(others: Iterable[Tensor], assignment: Sequence[Tensor], contextual: i
     totals, counts = [], []
     for block, joined in zip(others, assignment):
         # A one-hot product instead of scatter-add: the same sum, deterministic on every device.
-        member = block.new_zeros(*joined.shape, contextual).scatter_(2, joined.unsqueeze(-1), 1)
+        member = functional.embedding(joined, unit_rows(contextual, block.dtype, block.device))
         totals.append(member.transpose(1, 2) @ block)
         counts.append(member.sum(dim=1))
     total, count = functools.reduce(torch.add, totals), functools.reduce(torch.add, counts)

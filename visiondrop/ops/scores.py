@@ -77,7 +77,8 @@ def finish_both(
     # As many key heads as query heads: both are rotated at once, one behind the other.
     key, query = _heads(attention, keys, "k"), _heads(attention, queries, "q")
     both = torch.cat([key.transpose(1, 2), query.transpose(1, 2)], dim=2)
-    both = rotate(both, *(torch.cat(pair, dim=1) for pair in zip(rope, tail)))
+    cos, sin = torch.cat([rope[0], tail[0], rope[1], tail[1]], dim=1).chunk(2, dim=1)
+    both = rotate(both, cos, sin)
     return both[:, :, : keys.shape[1]], both[:, :, keys.shape[1] :]
 
 
@@ -170,7 +171,10 @@ def received(
             logits[..., seen - size :].masked_fill_(_future(size, query.device), float("-inf"))
         if hidden_keys is not None:
             logits.masked_fill_(hidden_keys[:, None, None, :seen], float("-inf"))
-        weights = logits.softmax(dim=-1).sum(dim=2).mean(dim=1)[:, before:]
+        weights = logits.softmax(dim=-1)
+        if total is None and mask != "queries":
+            return weights.mean(dim=(1, 2))[:, before:]
+        weights = weights.sum(dim=2).mean(dim=1)[:, before:]
         if total is None:
             total = weights
         else:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .constants import ordinals
+
 
 @dataclass
 class Selection:
@@ -40,7 +42,7 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     if len(index) == 1:
         return x[0].index_select(0, index[0]).unsqueeze(0)
     # Whole rows are moved: several times faster on a CPU than `gather`, whose index has an entry per element.
-    return x[torch.arange(len(index), device=index.device)[:, None], index]
+    return x[ordinals(len(index), index.device)[:, None], index]
 
 
 def ids_at(ids: Tensor, index: Tensor) -> Tensor:
@@ -54,11 +56,12 @@ def top_k(scores: Tensor, count: int) -> Tensor:
 
 
 def divide(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(slots of the `count` largest scores, all others), both ascending: [I, n] -> ([I, count], [I, n - count]) long."""
-    best = scores.topk(count, dim=1).indices
-    taken = torch.zeros(scores.shape, dtype=torch.uint8, device=scores.device).scatter_(1, best, 1)
-    order = taken.sort(dim=1, descending=True, stable=True).indices
-    return order[:, :count], order[:, count:]
+    """(slots of the `count` largest scores, all others), both ascending: [I, n] -> ([I, count], [I, n - count]) long.
+
+    Of equal scores the smallest slot is taken.
+    """
+    falling = scores.sort(dim=1, descending=True, stable=True).indices
+    return falling[:, :count].sort(dim=1).values, falling[:, count:].sort(dim=1).values
 
 
 def ranked(scores: Tensor, count: int) -> Tensor:

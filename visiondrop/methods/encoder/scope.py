@@ -16,7 +16,7 @@ from ...ops.selection import Selection
 from ...plans.plan import Kept, Plan, raster_patches
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
-from ..method import Method
+from ..early import CutsEarly
 from ..options import option
 from ..registry import register
 
@@ -25,7 +25,7 @@ ALPHA = 1.0
 
 @register("scope")
 @dataclass(frozen=True, kw_only=True)
-class Scope(Method):
+class Scope(CutsEarly):
     """Every unit (crop, frame) sends T patches to the decoder, T = budget / number of units."""
 
     alpha: float = option(ALPHA, "exponent of the attention; the authors' runs have 1", zero=False)
@@ -36,7 +36,7 @@ class Scope(Method):
         count = per_unit(tokens, shape)
         if count is None:
             return None
-        return raster_patches("scope", count, shape, partial(select, alpha=self.alpha))
+        return self.cut_early(raster_patches("scope", count, shape, partial(select, alpha=self.alpha)))
 
 
 def select(view, kept: Kept, alpha: float) -> Selection:

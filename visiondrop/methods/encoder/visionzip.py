@@ -11,7 +11,7 @@ from ...errors import VisionDropError
 from ...plans.plan import EncoderStage, Kept, Plan
 from ...plans.schedule import nearest, per_unit
 from ...plans.shape import VisualShape
-from ..method import Method
+from ..early import CutsEarly
 from ..options import integer, option
 from ..registry import register
 from ..staged.visiondrop import select_unit
@@ -21,7 +21,7 @@ CONTEXTUAL_SHARE = 5 / 32
 
 @register("visionzip")
 @dataclass(frozen=True, kw_only=True)
-class VisionZip(Method):
+class VisionZip(CutsEarly):
     """Every unit (crop, frame) sends `dominant` + `contextual` tokens to the decoder."""
 
     dominant: int | None = option(
@@ -46,4 +46,4 @@ class VisionZip(Method):
             contextual = nearest(total * CONTEXTUAL_SHARE)
             dominant = total - contextual
         stage = EncoderStage(Kept(dominant, contextual), select_unit, order="canvas", scoring="cls")
-        return Plan("visionzip", shape, encoder=stage)
+        return self.cut_early(Plan("visionzip", shape, encoder=stage))

@@ -18,7 +18,7 @@ from ...ops.selection import Selection
 from ...plans.plan import Kept, Plan, raster_patches
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
-from ..method import Method
+from ..early import CutsEarly
 from ..options import option
 from ..registry import register
 
@@ -28,7 +28,7 @@ IMPORTANT_RATIO = 0.5
 
 @register("vispruner")
 @dataclass(frozen=True, kw_only=True)
-class VisPruner(Method):
+class VisPruner(CutsEarly):
     """Every unit (crop, frame) sends T patches to the decoder, T = budget / number of units."""
 
     important_ratio: float = option(
@@ -41,7 +41,8 @@ class VisPruner(Method):
         count = per_unit(tokens, shape)
         if count is None:
             return None
-        return raster_patches("vispruner", count, shape, partial(select, important=int(count * self.important_ratio)))
+        pick = partial(select, important=int(count * self.important_ratio))
+        return self.cut_early(raster_patches("vispruner", count, shape, pick))
 
 
 def select(view, kept: Kept, important: int) -> Selection:

@@ -19,7 +19,8 @@ from ...ops.selection import Selection, divide, top_k, with_cls
 from ...plans.plan import EncoderStage, Kept, Plan, Stage
 from ...plans.schedule import check_layers, geometric, nearest, scale_layers, segment_lengths, split
 from ...plans.shape import VisualShape
-from ..method import SCORES, Method, check_score
+from ..early import CutsEarly
+from ..method import SCORES, check_score
 from ..options import option
 from ..registry import register
 
@@ -30,7 +31,7 @@ DOMINANT_RATIO = 7 / 8  # reproduces the published pairs 42+6, 30+5, 22+4, 16+3
 
 @register("visiondrop")
 @dataclass(frozen=True, kw_only=True)
-class VisionDrop(Method):
+class VisionDrop(CutsEarly):
     """Counts fall geometrically from the first stage so that their mean over layers is `tokens`."""
 
     score: str = option("visual", "in the decoder's stages: visual, or text (last prompt token)", allowed=SCORES)
@@ -78,7 +79,8 @@ class VisionDrop(Method):
             Stage(layer, Kept(*split(n, share)), pick, layer, "row" if text else "visual")
             for layer, n in zip(at, counts[1:])
         )
-        return Plan("visiondrop", shape, encoder=first_stage, stages=stages, text_guided=text)
+        plan = Plan("visiondrop", shape, encoder=first_stage, stages=stages, text_guided=text)
+        return self.cut_early(plan)
 
     def _first_stage(self, tokens: int, shape: VisualShape) -> int:
         """Tokens per unit that enter the decoder."""
