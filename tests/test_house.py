@@ -19,6 +19,7 @@ FLOORS = (
     "visiondrop.pruner",
     "visiondrop.families",
     "visiondrop.api",
+    "visiondrop.precision",
     "visiondrop.reuse",
     "visiondrop.demo",
     "visiondrop.advice",

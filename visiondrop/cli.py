@@ -22,6 +22,7 @@ from .methods.options import options_in
 from .methods.registry import available, method_class, options_of
 from .plans.budget import Budget
 from .plans.presets import PRESETS
+from .precision import DTYPES
 
 DEFAULT_MODEL = "liuhaotian/llava-v1.5-7b"
 
@@ -159,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--model", default=DEFAULT_MODEL, help=f"folder or hub id (default {DEFAULT_MODEL})")
     one.add_argument("--show", metavar="PNG", help="draw the kept patches of every stage over the image")
     one.add_argument("--max-new-tokens", type=int, default=64)
-    one.add_argument("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"])
+    one.add_argument("--dtype", default="auto", choices=DTYPES)
     one.set_defaults(run=command_ask)
 
     one = commands.add_parser("demo", help="a page in the browser: methods side by side on a picture")

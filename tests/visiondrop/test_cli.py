@@ -13,6 +13,7 @@ from visiondrop.demo import ask as demo
 from visiondrop.demo.checks import check_output
 from visiondrop.demo.show import CELL, MARGIN
 from visiondrop.errors import VisionDropError
+from visiondrop.precision import precision
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_ask_answers_and_draws(checkpoint, photo, tmp_path, capsys):
     out = tmp_path / "kept.png"
     assert ask("--image", photo, "--tokens", "64", "--model", checkpoint, "--show", str(out)) == 0
     text = capsys.readouterr().out
-    assert "mean 64.00 tokens per layer" in text and "new tokens on cpu in float32" in text
+    assert "mean 64.00 tokens per layer" in text and f"new tokens on cpu in {precision()[1]}" in text
     picture = Image.open(out)
     side = 24 * CELL
     assert picture.size == (5 * side + 4 * 8, side + MARGIN)  # the input, the encoder stage, three layers

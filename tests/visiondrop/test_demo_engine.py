@@ -101,7 +101,7 @@ def test_command_lines_and_python_give_the_pages_answers(engine, scene, found, c
     file = str(media.example("scene-1").path)
     state = State("scene-1", scene[1], 64, ("visiondrop merge=off", "vispruner+fastv", "none"))
     answers = {o.method: o.answer for o in [found.unpruned, *found.outcomes]}
-    lines = command_lines(state, TESTBED, file, NEW_TOKENS).splitlines()
+    lines = command_lines(state, TESTBED, file, NEW_TOKENS, "float32").splitlines()
     assert len(lines) == 3 and shlex.split(lines[0])[:4] == ["python", "-m", "visiondrop", "ask"]
     for line, method in zip(lines, state.methods):
         words = shlex.split(line)[3:]
@@ -110,13 +110,13 @@ def test_command_lines_and_python_give_the_pages_answers(engine, scene, found, c
         assert capsys.readouterr().out.splitlines()[0] == answers[method]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        exec(python(state, TESTBED, file, NEW_TOKENS), {})
+        exec(python(state, TESTBED, file, NEW_TOKENS, "float32"), {})
     said = [line for line in out.getvalue().splitlines() if " answers " in line]
     assert said == [f"{name} answers {answers[m]}" for name, m in [("none", "none"), ("visiondrop", state.methods[0]),
                                                                    ("vispruner+fastv", state.methods[1]), ("none", "none")]]  # fmt: skip
     odd = State("own", 'it\'s a "test"; $(rm -rf /)', "22%", ("visiondrop",))
-    assert 'it\'s a "test"; $(rm -rf /)' in shlex.split(command_lines(odd, TESTBED, "a b.png", 4))
-    compile(python(odd, TESTBED, "a'b.png", 4), "shown", "exec")
+    assert 'it\'s a "test"; $(rm -rf /)' in shlex.split(command_lines(odd, TESTBED, "a b.png", 4, "float32"))
+    compile(python(odd, TESTBED, "a'b.png", 4, "bfloat16"), "shown", "exec")
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------------

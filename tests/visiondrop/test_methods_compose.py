@@ -165,7 +165,10 @@ def test_other_sizes_get_their_fractions():
         (lambda: visiondrop.plan("vispruner+fastv"), "nothing says how much"),
         (lambda: visiondrop.plan("vispruner+fastv+fastv", 64), "two methods can be joined"),
         (lambda: visiondrop.plan("vispruner+fasv", 64), "did you mean 'fastv'"),
-        (lambda: visiondrop.plan("vispruner+fastv", 64, k=3), "did you mean|encoder_share, encoder.tower_stages, encoder.important_ratio"),
+        (
+            lambda: visiondrop.plan("vispruner+fastv", 64, k=3),
+            "did you mean|encoder_share, encoder.tower_stages, encoder.important_ratio",
+        ),
         (lambda: visiondrop.plan("fastv+fastv", 64), "acts inside the language model"),
         (lambda: visiondrop.plan("vispruner+visionzip", 64), "acts after the vision tower too"),
         (lambda: visiondrop.plan("vispruner+sparsevlm", 64), "strict_budget=on"),

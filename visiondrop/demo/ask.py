@@ -2,12 +2,11 @@
 
 import time
 
-import torch
-
 from ..api import apply
 from ..errors import VisionDropError
 from ..families import loader
 from ..plans.budget import Budget
+from ..precision import precision
 from .checks import check_output, check_reachable, check_request
 from .media import open_picture
 from .show import draw
@@ -31,7 +30,7 @@ def ask(
     Args:
         image: file of a picture, or of a video for a model that takes videos; model: folder or hub id of a checkpoint.
         options: of the method; show: where a picture of the kept patches is written.
-        dtype: "auto" is float16 on an accelerator and float32 on a CPU.
+        dtype: see `precision.precision`.
 
     Returns:
         The answer.
@@ -41,8 +40,8 @@ def ask(
         check_output(show)
     picture = open_picture(image)
     check_reachable(model, method, tokens, options)
-    precision = {"auto": "float16" if torch.cuda.is_available() else "float32"}.get(dtype, dtype)
-    loaded = loader().load(model, getattr(torch, precision))
+    numbers, told = precision(dtype)
+    loaded = loader().load(model, numbers)
     inputs = loaded.inputs(picture, question)
     with apply(loaded.model, method=method, tokens=tokens, options=options, report=True) as handle:
         start = time.perf_counter()
@@ -52,9 +51,7 @@ def ask(
         answer = loaded.text(new[0])
         print(answer)
         print(handle.ledger)
-        print(
-            f"{seconds:.2f} s for {new.shape[1]} new tokens on {loaded.model.device} in {precision}, encoding included"
-        )
+        print(f"{seconds:.2f} s for {new.shape[1]} new tokens on {loaded.model.device} in {told}, encoding included")
         if show is not None:
             seen = loaded.seen(inputs)
             if seen is None:

@@ -6,13 +6,13 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import VisionDropError, closest
+from ..errors import VisionDropError
 from ..families import loader
 from ..families.guards import refuse_spelled_placeholder
 from ..methods.registry import check_options, make_plan
 from ..plans.budget import Budget
+from ..precision import precision
 
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 _REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)  # what PIL's writers raise
 
 
@@ -24,8 +24,7 @@ def check_request(question: str, method: str, options: dict[str, Any], max_new_t
     refuse_spelled_placeholder(question)
     if max_new_tokens < 1:
         raise VisionDropError(f"--max-new-tokens {max_new_tokens}: give a number of at least 1")
-    if dtype not in DTYPES:
-        raise VisionDropError(f"--dtype {dtype!r}: {closest(dtype, DTYPES)}")
+    precision(dtype)
 
 
 def check_reachable(model: str, method: str, tokens: Budget, options: dict[str, Any]) -> None:

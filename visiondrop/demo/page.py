@@ -187,7 +187,8 @@ class Page:
             opened, file = media.open_picture(path), str(path)
         found = self.engine.compare(opened, state.question, state.tokens, state.methods)
         runnable = replace(state, methods=tuple(o.method for o in found.outcomes if not o.error))
-        code = [make(runnable, self.model, file, NEW_TOKENS) for make in (command_lines, python)]
+        dtype = str(self.engine.loaded.model.dtype).removeprefix("torch.")
+        code = [make(runnable, self.model, file, NEW_TOKENS, dtype) for make in (command_lines, python)]
         return html.results(found, state, *code)
 
 

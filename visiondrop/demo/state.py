@@ -120,17 +120,17 @@ def check(state: State) -> None:
         raise VisionDropError(f"{len(state.methods)} methods were chosen; this page compares up to {MOST_METHODS}.")
 
 
-def command_lines(state: State, model: str, file: str, new: int) -> str:
+def command_lines(state: State, model: str, file: str, new: int, dtype: str) -> str:
     """One `visiondrop ask` per method, for a shell.
 
     Args:
-        model: folder or hub id; file: the picture's path, as far as known; new: `--max-new-tokens`.
+        model: folder or hub id; file: the picture's path, as far as known; new: `--max-new-tokens`; dtype: "bfloat16".
     """
     lines = []
     for text in state.methods:
         name, options = read_method(text)
         words = ["python", "-m", "visiondrop", "ask", "--model", model, "--image", file]
-        words += ["--question", state.question, "--max-new-tokens", str(new), "--method", name]
+        words += ["--question", state.question, "--max-new-tokens", str(new), "--dtype", dtype, "--method", name]
         words += [] if name == "none" else ["--tokens", str(state.tokens)]
         words += [word for pair in options.items() for word in ("--option", "=".join(pair))]
         lines.append(shlex.join([*words, "--show", f"kept-{name}.png"]))
@@ -143,7 +143,7 @@ import visiondrop
 from visiondrop.demo.media import open_picture
 from visiondrop.families import loader
 
-loaded = loader().load({model!r}, torch.float32)
+loaded = loader().load({model!r}, torch.{dtype})
 inputs = loaded.inputs(open_picture({file!r}), {question!r})
 
 for method, tokens, options in {methods}:
@@ -156,10 +156,12 @@ for method, tokens, options in {methods}:
 """
 
 
-def python(state: State, model: str, file: str, new: int) -> str:
+def python(state: State, model: str, file: str, new: int, dtype: str) -> str:
     """The same as a Python program; arguments as in `command_lines`."""
     methods = [
         (name, None if name == "none" else state.tokens, options) for name, options in map(read_method, state.methods)
     ]
     lines = ",\n".join(f"    {entry!r}" for entry in [("none", None, {}), *methods])
-    return PYTHON.format(model=model, file=file, question=state.question, methods=f"[\n{lines},\n]", new=new)
+    return PYTHON.format(
+        model=model, file=file, question=state.question, methods=f"[\n{lines},\n]", new=new, dtype=dtype
+    )
