@@ -122,6 +122,7 @@ def times_markdown(table: pd.DataFrame) -> list[str]:
             "memory above weights, GB",
             "prefill, faster",
             "encode + prefill, faster",
+            "of the FLOP ratio",
         ]
         body = []
         for _, row in block.iterrows():
@@ -131,7 +132,8 @@ def times_markdown(table: pd.DataFrame) -> list[str]:
             speeds = [row["prefill_speedup"], row["speedup"]]
             speed = [f"{x:.2f}×" if pd.notna(x) else render.DASH for x in speeds]
             rate = f"{row['decode_tokens_per_s']:.1f}"
-            body.append([str(row["batch"]), row["method"], budget, *phases, rate, memory, *speed])
+            realised = f"{100 * row['realised']:.0f} %" if pd.notna(row["realised"]) else render.DASH
+            body.append([str(row["batch"]), row["method"], budget, *phases, rate, memory, *speed, realised])
         lines += render.markdown_table(head, body)
         lines.append("")
     return lines

@@ -116,7 +116,7 @@ def sweep(args: argparse.Namespace) -> None:
     rates = roofline.measure(model.device, DTYPES[args.dtype])
     print(f"measured rates: {rates.flops / 1e9:.0f} GFLOP/s, {rates.bytes / 1e9:.1f} GB/s")
     columns = {"case": -18, "batch": 6, "encode ms": 24, "select": 20, "prefill": 24, "roofline": 10}
-    columns |= {"decode": 20, "MiB": 8, "img/s": 8, "tok/s": 8, "max batch": 10}
+    columns |= {"realised": 10, "decode": 20, "MiB": 8, "img/s": 8, "tok/s": 8, "max batch": 10}
     print("".join(f"{name:<{-width}}" if width < 0 else f"{name:>{width}}" for name, width in columns.items()))
     for batch in numbers("--batch", args.batch):
         try:
@@ -133,7 +133,8 @@ def sweep(args: argparse.Namespace) -> None:
             ms = row["ms"]
             print(
                 f"{str(case):<18}{batch:>6}{spread(ms['encode']):>24}{spread(ms['select']):>20}{spread(ms['prefill']):>24}"
-                f"{row['roofline_ms']['prefill']:>10.1f}{spread(ms['decode']):>20}{row['memory_bytes'] / 2**20:>8.0f}"
+                f"{row['roofline_ms']['prefill']:>10.1f}{realised(row):>10}{spread(ms['decode']):>20}"
+                f"{row['memory_bytes'] / 2**20:>8.0f}"
                 f"{row['images_per_s']:>8.2f}{row['decode_tokens_per_s']:>8.0f}{row['max_batch']:>10}"
             )
     if args.compile:
@@ -143,6 +144,11 @@ def sweep(args: argparse.Namespace) -> None:
 def spread(values: dict[str, float], digits: int = 1) -> str:
     """median (min - max)."""
     return f"{values['median']:.{digits}f} ({values['min']:.{digits}f}-{values['max']:.{digits}f})"
+
+
+def realised(row: dict[str, Any]) -> str:
+    """Which share of the FLOP ratio the decoder's prefill reaches."""
+    return f"{100 * row['realised']['prefill']['share']:.0f} %" if row["realised"] else "—"
 
 
 def judged(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 import visiondrop
 from visiondrop.compat import CACHE
 from visiondrop.methods.registry import make_plan
+from visiondrop.plans import flops
 from visiondrop.plans.plan import Plan
 from visiondrop.plans.shape import VisualShape
 from visiondrop.pruner import current_choice
@@ -24,7 +25,7 @@ from visiondrop.tower.stage import Eyes, encode, look, reduce
 from visiondrop.tower.units import Picture
 
 from . import memory, models, roofline
-from .timing import Candidate, interleave, summary
+from .timing import Candidate, interleave, ratio, summary
 
 STOCK = "stock"
 
@@ -162,6 +163,28 @@ class Bench:
             return chosen
         return [c + p - f for c, p, f in zip(chosen, self.times[case, "prefill"], free)]
 
+    def realised(self, case: Case) -> dict[str, dict[str, float]]:
+        """What becomes of the FLOPs saved, against method "none" in the same rounds: {} where that was not measured.
+
+        Returns:
+            "prefill" (decoder with causal attention, scores, head on one position) and "total" (with the tower), each with
+            the time ratio (median of the ratios within rounds), the FLOP ratio and the first divided by the second.
+        """
+        base, dims = Case("none"), visiondrop.apply(self.model, "none").dims
+        if (base, "prefill") not in self.times or case.method == STOCK:
+            return {}
+        out = {}
+        for name, phases in (("prefill", ("prefill",)), ("total", ("encode", "prefill"))):
+            spent, work = {}, {}
+            for at in (base, case):
+                plan = self.plan(at)
+                spent[at] = [sum(ms) for ms in zip(*(self.times[at, phase] for phase in phases))]
+                whole = flops.prefill(plan, dims, self.text, lean=True)
+                work[at] = whole - (flops.encoding(plan, dims, lean=True) if name == "prefill" else 0)
+            times, counted = ratio(spent[base], spent[case])["median"], work[base] / work[case]
+            out[name] = {"time_ratio": times, "flop_ratio": counted, "share": times / counted}
+        return out
+
     def row(self, case: Case, rates: roofline.Rates, limit_bytes: float) -> dict[str, Any]:
         """Numbers of one case, JSON-ready."""
         model = self.stock if case.method == STOCK else self.model
@@ -192,6 +215,7 @@ class Bench:
                 "decode": roofline.decode_ms(*arguments),
             },
             "rates": {"flops": rates.flops, "bytes": rates.bytes},
+            "realised": self.realised(case),
             "images_per_s": 1e3 * self.batch / (phases["encode"]["median"] + phases["prefill"]["median"]),
             "decode_tokens_per_s": 1e3 * self.batch / phases["decode"]["median"],
             "memory_bytes": held,

@@ -46,6 +46,7 @@ def load(files: list[Path]) -> pd.DataFrame:
             at |= {phase: found["median"], f"{phase}_min": found["min"], f"{phase}_max": found["max"]}
         at |= {
             "decode_tokens_per_s": row["decode_tokens_per_s"],
+            "tflops": row["ledger"]["tflops"],
             "memory_gb": row["memory_bytes"] / 1e9,
             "rounds": row["ms"]["prefill"]["n"],
         }
@@ -59,6 +60,8 @@ def load(files: list[Path]) -> pd.DataFrame:
     base = table[table["method"] == "none"].set_index(where)
     for name, of in (("speedup", "total"), ("prefill_speedup", "prefill")):
         table[name] = [_over(base[of], tuple(row[k] for k in where), row[of]) for _, row in table.iterrows()]
+    fewer = [_over(base["tflops"], tuple(row[k] for k in where), row["tflops"]) for _, row in table.iterrows()]
+    table["realised"] = table["speedup"] / fewer
     return table.sort_values([*where, "tokens", "method"], kind="stable", na_position="first", ignore_index=True)
 
 

@@ -32,6 +32,10 @@ def test_sweep_writes_rows_and_plots(tmp_path, capsys):
         assert set(row["ms"]) == {"encode", "select", "prefill", "decode"}
         assert row["ms"]["prefill"]["n"] == 2 and row["ms"]["prefill"]["median"] > 0
     none, stock, pruned = rows[:3]
+    assert not stock["realised"] and none["realised"]["total"] == {"time_ratio": 1, "flop_ratio": 1, "share": 1}
+    for name, told in pruned["realised"].items():
+        assert told["share"] == told["time_ratio"] / told["flop_ratio"] and 1 < told["flop_ratio"] < 10, name
+    assert pruned["realised"]["prefill"]["flop_ratio"] > pruned["realised"]["total"]["flop_ratio"]
     assert pruned["ledger"]["mean"] == 64 and none["ledger"]["mean"] == 576
     assert pruned["memory_bytes"] < none["memory_bytes"] and pruned["max_batch"] > none["max_batch"]
     pytest.importorskip("matplotlib", reason="plots need matplotlib")

@@ -146,15 +146,19 @@ def question_guided(dims: ModelDims, shape, kept: int, half: TextHalf = CLIP_L) 
     return text_half(half, half.places) + shape.units * each
 
 
-def prefill(plan, dims: ModelDims, text: int, lean: bool = False) -> float:
-    """FLOPs of encoding one image and prefilling `text` + visual tokens under `plan`."""
+def encoding(plan, dims: ModelDims, lean: bool = False) -> int:
+    """FLOPs of tower and projector on one image."""
     shape = plan.shape
     if dims.grid_tower is not None:  # runs whole, its encoder stage acts on entry of the decoder
-        total: float = dims.grid_tower.flops(shape)
-    else:
-        depth = dims.vision_layers - int(lean)
-        total = tower(dims, shape.patches, depth, shape.units, plan.tower_rows(depth) if plan.tower else None)
-        total += projector(dims, projected(plan, dims))
+        return dims.grid_tower.flops(shape)
+    depth = dims.vision_layers - int(lean)
+    rows = plan.tower_rows(depth) if plan.tower else None
+    return tower(dims, shape.patches, depth, shape.units, rows) + projector(dims, projected(plan, dims))
+
+
+def prefill(plan, dims: ModelDims, text: int, lean: bool = False) -> float:
+    """FLOPs of encoding one image and prefilling `text` + visual tokens under `plan`."""
+    total: float = encoding(plan, dims, lean)
     total += sum(block(dims, n + text, causal=lean) for n in plan.tokens_per_layer())
     total += head(dims, 1 if lean else plan.counts[-1] + text)
     if plan.extra_flops is not None:
