@@ -33,6 +33,7 @@ def measurement(**changes):
         "ms": dict.fromkeys(("encode", "select", "prefill", "decode"), spread),
         "decode_tokens_per_s": 50.0,
         "memory_bytes": 5e8,
+        "ledger": {"tflops": 2.0},
         "date": "2026-01-01T00:00:00+00:00",
         "commit": "0" * 40,
     }
@@ -64,10 +65,12 @@ def test_measurements_are_shown_with_their_machine(tmp_path):
     fast = {
         phase: {"median": 4.0, "min": 3.0, "max": 5.0, "n": 5} for phase in ("encode", "select", "prefill", "decode")
     }
-    file = write(tmp_path, measurement(), measurement(method="visiondrop", tokens=64, ms=fast))
+    pruned = measurement(method="visiondrop", tokens=64, ms=fast, ledger={"tflops": 1.0})
+    file = write(tmp_path, measurement(), pruned)
     built = table4.build(measured.load([file]))
     assert "**made up**, small stand-in (width 1024, 8 layers)" in built[".md"]
     assert "another size" in built[".md"] and "2.50×" in built[".md"] and "4.00 (3.00 – 5.00)" in built[".md"]
+    assert "125 %" in built[".md"]  # 2.5 times as fast with half of the FLOPs
     assert "0.500" in built[".md"] and built == table4.build(measured.load([file]))
 
 
