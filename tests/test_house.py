@@ -23,6 +23,7 @@ FLOORS = (
     "visiondrop.reuse",
     "visiondrop.demo",
     "visiondrop.advice",
+    "visiondrop.serving",
     "visiondrop.doctor",
     "visiondrop.cli",
     "visiondrop.__main__",

@@ -4,6 +4,7 @@ python -m visiondrop plan --method visiondrop --tokens 64        tokens per laye
 python -m visiondrop ask --image photo.jpg --question "What is on the table?" --tokens 64 --show kept.png
 python -m visiondrop demo                                        a page in the browser: methods side by side
 python -m visiondrop advise --model MODEL --data PICTURES         which method and how many tokens for your pictures
+python -m visiondrop serve MODEL --method visionzip --tokens 64    vLLM's server with pruned images
 python -m visiondrop methods                                     what is there, with its options
 """
 
@@ -23,6 +24,8 @@ from .methods.registry import available, method_class, options_of
 from .plans.budget import Budget
 from .plans.presets import PRESETS
 from .precision import DTYPES
+from .serving.command import add_arguments as add_serve_arguments
+from .serving.command import serve
 
 DEFAULT_MODEL = "liuhaotian/llava-v1.5-7b"
 
@@ -133,6 +136,11 @@ def command_demo(arguments: argparse.Namespace) -> None:
     serve(arguments.model, arguments.host, arguments.port)
 
 
+def command_serve(arguments: argparse.Namespace) -> None:
+    """Become vLLM's server."""
+    serve(arguments, method_options(arguments), arguments.vllm)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands."""
     parser = argparse.ArgumentParser(prog="python -m visiondrop", description="Visual token pruning for LVLMs.")
@@ -171,12 +179,22 @@ def build_parser() -> argparse.ArgumentParser:
     one = commands.add_parser("advise", help="which method and how many tokens for your own pictures")
     add_advise_arguments(one, budget)
     one.set_defaults(run=command_advise)
+    one = commands.add_parser(
+        "serve", allow_abbrev=False, help="vLLM's OpenAI server with pruned images (docs/serving.md)"
+    )
+    add_serve_arguments(one)
+    add_method_arguments(one, shares=True)
+    one.set_defaults(run=command_serve)
     return parser
 
 
 @command_line
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; a request that cannot be served ends in one sentence and exit code 2."""
-    parsed = build_parser().parse_args(arguments)
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and parsed.command != "serve":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    parsed.vllm = rest
     parsed.run(parsed)
     return 0

@@ -60,6 +60,11 @@ class HubLlavaAdapter(HubAdapter):
             **self.tower_facts(),
         )
 
+    def describe(self, size: tuple[int, int]) -> Picture:
+        """A picture of `size` (height, width), before it is encoded: every one becomes the same square."""
+        shape = self.shape()
+        return Picture(shape, ids=tower_ids(1, shape.patches, cls=True) if shape.tokens > shape.patches else None)
+
     def tower_facts(self) -> dict[str, Any]:
         """What a shape says of the tower's layers."""
         config = self.model.config
@@ -109,9 +114,8 @@ class HubLlavaAdapter(HubAdapter):
 
     def pictures(self, arguments: dict) -> list[Picture]:
         """The images of a call of `get_image_features` with these arguments."""
-        shape = self.shape()
-        ids = tower_ids(1, shape.patches, cls=True) if shape.tokens > shape.patches else None
-        return [Picture(shape, p[None], ids=ids) for p in arguments["pixel_values"]]
+        picture = self.describe((0, 0))
+        return [replace(picture, pixels=p[None]) for p in arguments["pixel_values"]]
 
     def _wrap_features(self, stock):
         signature = inspect.signature(stock)

@@ -24,14 +24,14 @@ class HubLlavaNextAdapter(HubLlavaAdapter):
     def shape(self) -> VisualShape:
         """An ordinary image: a square one of two by two tiles."""
         side = 2 * self.model.config.vision_config.image_size
-        return self._describe((side, side)).shape
+        return self.describe((side, side)).shape
 
     def pictures(self, arguments: dict) -> list[Picture]:
         """The images of a call of `get_image_features`: crops without the padding of the batch."""
         pixels, out, cursor = arguments["pixel_values"], [], 0
         for i, size in enumerate(arguments["image_sizes"]):
             height, width = (int(n) for n in size)
-            picture = self._describe((height, width))
+            picture = self.describe((height, width))
             crops = (
                 pixels[i, : picture.shape.units] if pixels.ndim == 5 else pixels[cursor : cursor + picture.shape.units]
             )
@@ -39,8 +39,8 @@ class HubLlavaNextAdapter(HubLlavaAdapter):
             out.append(Picture(picture.shape, crops, picture.grid, picture.ids))
         return out
 
-    def _describe(self, size: tuple[int, int]) -> Picture:
-        """Shape, grid and ids of an image of `size` (height, width)."""
+    def describe(self, size: tuple[int, int]) -> Picture:
+        """Shape, grid and ids of an image of `size` (height, width), before it is encoded."""
         config = self.model.config
         vision = config.vision_config
         height, width = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, vision.image_size)
