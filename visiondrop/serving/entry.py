@@ -36,6 +36,8 @@ def enter(plan: Plan, rows: Sequence[Tensor], seeds: Sequence[int]) -> list[Tens
     """The rows of images of one shape as the first decoder layer gets them: [n, D] each -> [m, D] each."""
     for stage in plan.live_stages:
         view = EntryRows(torch.stack(list(rows)), stage.keep, plan.shape, seeds)
+        assert stage.select is not None  # a live stage
         selection = stage.select(view, stage.kept)
-        rows = gather_rows(view.hidden, selection.index) if selection.value is None else selection.value
+        value = gather_rows(view.hidden, selection.index) if selection.value is None else selection.value
+        rows = list(value)
     return list(rows)

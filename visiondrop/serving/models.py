@@ -22,7 +22,10 @@ from .settings import NAME, Setting
 from .tower import Tower, watched
 
 
-class Pruned:
+VllmModel: Any = object  # the class of vLLM that stands behind `Pruned`
+
+
+class Pruned(VllmModel):
     """Placed before a model class of vLLM.
 
     Attributes:
@@ -53,7 +56,8 @@ class Pruned:
         """Images of one setting."""
         if setting.method == "none":
             return list(super().embed_multimodal(**images))
-        pictures, out = self.images.adapter.pictures(images), {}
+        pictures = self.images.adapter.pictures(images)
+        out: dict[int, Tensor] = {}
         for shape, at in by_shape(pictures):
             plan, own = self.images.plan(setting, shape), [pictures[i] for i in at]
             if plan.encoder is not None:
@@ -69,7 +73,7 @@ class Pruned:
         vision = self.vision_tower.vision_model
         gather = tensor_model_parallel_all_gather if self.split_tower else _as_it_is
         tower = Tower(vision, self.config.vision_config.num_attention_heads, watched(plan), gather)
-        newline = getattr(self, "image_newline", None)
+        newline: Any = getattr(self, "image_newline", None)
         eyes = Eyes(tower, plan.shape.feature_layer + 1, self.multi_modal_projector, newline)
         pruner, ordinals = self.images.pruner(setting), list(range(len(pictures)))
         return encode(pruner, eyes, pictures, ordinals, len(pictures)).rows

@@ -26,7 +26,7 @@ class Layer:
         self_attn: where its queries, keys and values are picked up, [U, R, H * E] of all heads.
     """
 
-    def __init__(self, layer: nn.Module, heads: int, watched: bool, gather: Gather):
+    def __init__(self, layer: Any, heads: int, watched: bool, gather: Gather):
         self._layer, self._watched, self._gather = layer, watched, gather
         self.self_attn = Attention(heads)
 
@@ -61,7 +61,7 @@ class Tower:
         embeddings, pre_layrnorm: its own; encoder: its layers.
     """
 
-    def __init__(self, tower: nn.Module, heads: int, watched: Collection[int], gather: Gather = lambda x: x):
+    def __init__(self, tower: Any, heads: int, watched: Collection[int], gather: Gather = lambda x: x):
         """Args:
         watched: 0-based layers whose queries, keys and values are asked for.
         gather: [U, R, h * E] of this process's heads -> [U, R, H * E] of all.
