@@ -21,7 +21,6 @@ from .processor import PrunedLlavaInfo, PrunedLlavaNextInfo, PrunedLlavaNextProc
 from .settings import NAME, Setting
 from .tower import Tower, watched
 
-
 VllmModel: Any = object  # the class of vLLM that stands behind `Pruned`
 
 
