@@ -77,6 +77,7 @@ ELSEWHERE = {
     "huggingface_hub": "transformers requires it",
     "tqdm": "transformers requires it",
     "matplotlib": "the extra advise; visiondrop/advice/report.py names it where it is missing",
+    "vllm": "the extra serve; imported only in modules that vLLM itself asks for",
     "gradio": "the extra demo",
     "fastapi": "gradio requires it",
     "starlette": "gradio requires it",
