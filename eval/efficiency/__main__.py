@@ -6,6 +6,7 @@
     python -m eval.efficiency memory                     # prefill memory from 576 to 32k visual tokens
     python -m eval.efficiency graphs --device cuda       # with and without `compile=True`; also: sweep ... --compile
     python -m eval.efficiency score --device cuda        # the score alone, chunked against fused
+    python -m eval.efficiency overlap                    # tokens kept in bfloat16 against float32, on the shipped testbed
     python -m eval.efficiency plot results/efficiency/*.jsonl
 
 Every command but `plot` prints a table and appends JSON lines to --out.  On the CPU one thread is used and its own CPU
@@ -23,7 +24,7 @@ import torch
 from eval.errors import EvaluationError
 from visiondrop.errors import command_line
 
-from . import families, goals, graphs, memory, models, plots, record, roofline, score
+from . import families, goals, graphs, memory, models, overlap, plots, record, roofline, score
 from .phases import STOCK, Bench, Case
 
 TOWERS = {"clip-l": models.CLIP_L, "tiny": models.CLIP_TINY}
@@ -72,7 +73,13 @@ def parser() -> argparse.ArgumentParser:
     family.add_argument("--side", type=int, default=32, help="tokens per side of the picture")
     family.add_argument("--size", choices=families.WIDTHS, default="thin")
     family.add_argument("--steps", type=int, default=8, help="decoding steps timed")
-    for command in (sweep, goal, growth, alone, static, family):
+    kept = commands.add_parser("overlap", help="tokens kept in bfloat16 against float32, on a checkpoint")
+    kept.add_argument("--model", default="checkpoints/testbed", help="a checkpoint; default the shipped testbed")
+    kept.add_argument("--data", default="testbed_validation", help="a question set by name, or as `advise` takes it")
+    kept.add_argument("--methods", default=",".join(overlap.METHODS))
+    kept.add_argument("--tokens", type=int, default=64)
+    kept.add_argument("--limit", type=int, default=200, help="samples asked")
+    for command in (sweep, goal, growth, alone, static, family, kept):
         command.add_argument("--rounds", type=int, default=7)
         command.add_argument("--device", default="cpu")
         command.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -247,6 +254,18 @@ def hub_family(args: argparse.Namespace) -> None:
             print(f"{str(case):<18} batch {batch:<4} {'   '.join(parts)}   {shown}", flush=True)
 
 
+def kept_alike(args: argparse.Namespace) -> None:
+    """One row per method."""
+    for row in overlap.measure(args.model, args.data, args.methods.split(","), args.tokens, args.limit):
+        common = {**record.certificate("cpu", "bfloat16"), "kind": "overlap", "model": args.model, "data": args.data}
+        record.append(args.out, [{**common, **row}])
+        stages = ", ".join(f"{layer} {100 * share:.1f} %" for layer, share in row["overlap"].items())
+        print(
+            f"{row['method']:<14}{row['n']} samples, same answers {100 * row['same_answers']:.1f} %, kept: {stages}",
+            flush=True,
+        )
+
+
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Run one command; exit 2 on an error that is told in a sentence."""
@@ -261,7 +280,14 @@ def main(argv: list[str] | None = None) -> int:
         raise EvaluationError(f"--device {args.device}: torch finds no card here; use --device cpu")
     torch.set_num_threads(args.threads)
     record.check_writable(args.out)
-    commands = {"sweep": sweep, "goals": judged, "memory": growth, "score": scoring, "graphs": graphed}
+    commands = {
+        "sweep": sweep,
+        "goals": judged,
+        "memory": growth,
+        "score": scoring,
+        "graphs": graphed,
+        "overlap": kept_alike,
+    }
     {**commands, "family": hub_family}[args.command](args)
     return 0
 

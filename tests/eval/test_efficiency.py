@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eval.efficiency import __main__ as command
-from eval.efficiency import models, plots, record, roofline
+from eval.efficiency import models, overlap, plots, record, roofline
 from eval.efficiency.memory import LiveBytes
 from eval.efficiency.phases import Bench, Case
 from eval.efficiency.timing import Candidate, interleave, ratio
@@ -182,3 +182,18 @@ def test_roofline_of_the_paper_sizes():
         encode = roofline.encode_ms(made, LLAVA_7B, rates, 1)
         ms.append(encode + roofline.prefill_ms(made, LLAVA_7B, rates, 1, 63, 2))
     assert ms == pytest.approx([11.2, 3.24], rel=0.02)
+
+
+def test_overlap_is_one_against_itself(tmp_path, monkeypatch, capsys):
+    """With the same dtype twice every choice survives; with another it is measured, not assumed."""
+    out = tmp_path / "rows.jsonl"
+    arguments = ["overlap", "--methods", "visiondrop,fastv", "--limit", "2", "--out", str(out)]
+    assert command.main(arguments) == 0
+    load = overlap.load
+    monkeypatch.setattr(overlap, "load", lambda path, dtype: load(path, torch.float32))
+    assert command.main(arguments) == 0
+    rows = record.load([out])
+    assert [r["method"] for r in rows] == ["visiondrop", "fastv"] * 2 and len(rows[0]["overlap"]) == 4
+    assert all(set(r["overlap"].values()) == {1.0} and r["same_answers"] == 1 for r in rows[2:])
+    assert all(0.5 < share <= 1 for r in rows[:2] for share in r["overlap"].values())
+    assert "kept: encoder" in capsys.readouterr().out
