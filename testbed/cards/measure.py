@@ -107,7 +107,7 @@ def measure(
 
 def _hits(weights: Weights, sizes: Sizes, features: torch.Tensor, batch: Batch, group: list[int], drops: list):
     """Right (1) or wrong (0) of the questions `group` of one picture, a list for each of `drops`."""
-    ids, answers = batch.question_ids[:, group], batch.answers[0, group]
+    ids, answers = batch.question_ids[:, group], batch.answers[0, group, 0]
     layout = Layout(torch.tensor(PREFIX), ids, batch.visual_positions, batch.question_start)
     rows = batch.answer_at[:, group][..., None, None].expand(-1, -1, 1, sizes.width)
     found = []

@@ -73,7 +73,7 @@ def draw_question(kind: str, scene: Scene, rng: np.random.Generator, seen: Count
     return pool[rng.integers(len(pool))]
 
 
-def _references(things: tuple[Thing, ...]) -> list[tuple[int, str]]:
+def references(things: tuple[Thing, ...]) -> list[tuple[int, str]]:
     """Every way to name exactly one object: (number, "star" | "red object" | "red star")."""
     shapes, colors = Counter(t.shape for t in things), Counter(t.color for t in things)
     found = []
@@ -113,12 +113,12 @@ def _exist_single(things: tuple[Thing, ...]) -> list[Question]:
 
 def _color(things: tuple[Thing, ...]) -> list[Question]:
     return [Question("color", f"What color is the {ref}?", things[n].color, ((n,),))
-            for n, ref in _references(things) if ref == things[n].shape]  # fmt: skip
+            for n, ref in references(things) if ref == things[n].shape]  # fmt: skip
 
 
 def _shape(things: tuple[Thing, ...]) -> list[Question]:
     return [Question("shape", f"What shape is the {ref}?", things[n].shape, ((n,),))
-            for n, ref in _references(things) if ref.endswith("object")]  # fmt: skip
+            for n, ref in references(things) if ref.endswith("object")]  # fmt: skip
 
 
 def _count(things: tuple[Thing, ...]) -> list[Question]:
@@ -134,7 +134,7 @@ def _count(things: tuple[Thing, ...]) -> list[Question]:
 
 def _digit(things: tuple[Thing, ...]) -> list[Question]:
     return [Question("digit", f"What digit is on the {ref}?", str(things[n].digit), ((n,),))
-            for n, ref in _references(things) if things[n].digit is not None]  # fmt: skip
+            for n, ref in references(things) if things[n].digit is not None]  # fmt: skip
 
 
 def _partner(things: tuple[Thing, ...], number: int, attribute: str) -> int | None:
@@ -155,7 +155,7 @@ def _targets(things: tuple[Thing, ...], number: int, link: str) -> list[tuple[st
 
 def _two_hops(things: tuple[Thing, ...]) -> list[Question]:
     found = []
-    for number, ref in _references(things):
+    for number, ref in references(things):
         for link in ("color", "shape"):
             end = _partner(things, number, link)
             # "the same color as the red star" would name the colour and leave one hop
@@ -169,7 +169,7 @@ def _two_hops(things: tuple[Thing, ...]) -> list[Question]:
 
 def _three_hops(things: tuple[Thing, ...]) -> list[Question]:
     found = []
-    for number, ref in _references(things):
+    for number, ref in references(things):
         for first, second in (("color", "shape"), ("shape", "color")):
             middle = _partner(things, number, first)
             end = None if middle is None else _partner(things, middle, second)

@@ -228,6 +228,13 @@ def _outline(shape: str) -> np.ndarray:
     return np.array(corners[shape], float)
 
 
+def outline_box(thing: Thing) -> list[float]:
+    """Edges [x1, y1, x2, y2] of an object's outline, in pixels."""
+    half, centre = thing.side / 2, (thing.x, thing.y)
+    corners = np.array([[-1, -1], [1, 1]]) if thing.shape == "circle" else _outline(thing.shape)
+    return [float(edge) for ends in (corners.min(0), corners.max(0)) for edge in ends * half + centre]
+
+
 def draw_shape(draw: ImageDraw.ImageDraw, thing: Thing, fill) -> None:
     """Fills the object's outline; its digit is drawn by `draw_digit`."""
     half = thing.side / 2

@@ -69,8 +69,8 @@ class Batch:
     pixels: uint8, what the tower sees, in the shape its `Views.encode` takes; cells: places of its patches;
     labels: by name, the class of every patch [..., K]; shown: bool [..., K], whether a patch shows any object;
     objects: float [..., N], which colour-shape pairs (and digits) are in a view; question_ids [B, Q, T];
-    answer_at [B, Q]: the place whose next token is the answer; answers [B, Q]; bridges [B, Q, 2]: the words that the
-    first and the second hop lead to (IGNORE where there is none); kinds [B, Q]: number among the kinds trained;
+    answer_at [B, Q]: the place whose next token is the answer's first; answers [B, Q, A]: its words, IGNORE behind the
+    last; bridges [B, Q, 2]: the words that the first and the second hop lead to (IGNORE where there is none); kinds [B, Q]: number among the kinds trained;
     visual_positions ([V] or [B, V]) and question_start: see model.Layout; kept [B, K]: numbers of the visual tokens the
     decoder gets, ascending, None for all of them.
     """
@@ -166,18 +166,22 @@ def thin_out(batch: Batch, views: Views, stage: Stage, rng: np.random.Generator)
 
 def pack_questions(asked: list[list[Question]], questions: Questions) -> dict[str, torch.Tensor]:
     """The question fields of a `Batch`, of scenes with equally many questions each."""
-    ids_of, words = questions.ids, [[question_ids(question.text, questions.ids) for question in row] for row in asked]
+    ids_of = questions.ids
+    words = [[question_ids(question.text, ids_of) for question in row] for row in asked]
+    said = [[[ids_of[word] for word in question.answer.split()] for question in row] for row in asked]
     shape = (len(asked), len(asked[0]))
-    length = 1 + max((len(ids) for row in words for ids in row), default=0)
+    pairs = [(ids, told) for i, row in enumerate(words) for ids, told in zip(row, said[i], strict=True)]
+    length = max((len(ids) + len(told) for ids, told in pairs), default=1)
     ids = torch.full((*shape, length), ids_of[PAD])
-    place, answers, kinds = (torch.full(shape, IGNORE) for _ in range(3))
+    place, kinds = (torch.full(shape, IGNORE) for _ in range(2))
+    answers = torch.full((*shape, max((len(told) for _, told in pairs), default=1)), IGNORE)
     bridges = torch.full((*shape, 2), IGNORE)
     for i, row in enumerate(asked):
         for j, question in enumerate(row):
-            text = words[i][j]
-            ids[i, j, : len(text) + 1] = torch.tensor([*text, ids_of[question.answer]])
+            text, told = words[i][j], said[i][j]
+            ids[i, j, : len(text) + len(told)] = torch.tensor([*text, *told])
             place[i, j] = len(text) - 1
-            answers[i, j] = ids_of[question.answer]
+            answers[i, j, : len(told)] = torch.tensor(told)
             for hop, word in enumerate(question.bridges):
                 bridges[i, j, hop] = ids_of[word]
             kinds[i, j] = questions.training_kinds.index(question.kind)

@@ -25,7 +25,12 @@ from visiondrop.errors import VisionDropError
 
 STAGE_STRIDE = 10**9  # scene indices of stage n start at n times this
 VALIDATION_START = 500_000  # scenes of the validation split that no question set uses
-_COURSES = {"base": "testbed.training.base", "next": "testbed.next.course", "video": "testbed.video.course"}
+_COURSES = {
+    "base": "testbed.training.base",
+    "next": "testbed.next.course",
+    "video": "testbed.video.course",
+    "grounded": "testbed.grounded.course",
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Training losses of the testbed: the answers, and auxiliary ones that are left out of the checkpoint.
 
-* answer: cross-entropy on the one-word answer, and with weight 0.1 on the end-of-sequence token after it;
+* answer: cross-entropy on the words of the answer, and with weight 0.1 on the end-of-sequence token after them;
 * patches: colour, shape and digit (of a clip: role) of every patch, read linearly from the tower's features;
 * objects: which objects and digits the picture holds, read linearly from the [CLS] state (this is what makes [CLS]
   attend to objects; CLIP's contrastive loss has the same effect with captions);
@@ -80,19 +80,27 @@ def answer_losses(
 ):
     """Losses of the answers from the states of `decode`, and plain numbers: each loss, right answers by kind."""
     head = weights["lm_head.weight"]
-    rows = batch.answer_at[..., None, None].expand(-1, -1, 1, states.shape[-1])
-    logits = (states.gather(2, rows)[:, :, 0] @ head.T).float()
-    answer = F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten())
-    ends = (states.gather(2, rows + 1)[:, :, 0] @ head.T).float()
-    total = answer + _END_WEIGHT * F.cross_entropy(ends.flatten(0, 1), torch.full_like(batch.answers, END_ID).flatten())
+    width, words = states.shape[-1], batch.answers.shape[-1]
+
+    def read(states: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """Logits [B, Q, K, words] of what stands behind the places `at` [B, Q, K]."""
+        some = states.flatten(0, 1).gather(1, at.flatten(0, 1)[..., None].expand(-1, -1, width))
+        return (some.view(*at.shape, width) @ head.T).float()
+
+    last = batch.answer_at + (batch.answers != IGNORE).sum(-1)
+    steps = batch.answer_at[..., None] + torch.arange(words, device=states.device)
+    logits = read(states, steps.clamp(max=states.shape[2] - 1))
+    answer = F.cross_entropy(logits.flatten(0, 2), batch.answers.flatten(), ignore_index=IGNORE)
+    ends = read(states, last[..., None]).flatten(0, 2)
+    total = answer + _END_WEIGHT * F.cross_entropy(ends, torch.full_like(last, END_ID).flatten())
     report = {"answer_loss": answer}
     for hop, early in enumerate(middle if bridge else ()):
         words = batch.bridges[..., hop].flatten()
         if bool((words != IGNORE).any()):
-            logits_early = (early.gather(2, rows)[:, :, 0] @ head.T).float().flatten(0, 1)
+            logits_early = read(early, batch.answer_at[..., None]).flatten(0, 2)
             report[f"bridge{hop + 1}_loss"] = F.cross_entropy(logits_early, words, ignore_index=IGNORE)
             total = total + bridge * report[f"bridge{hop + 1}_loss"]
-    right = logits.argmax(-1) == batch.answers
+    right = ((logits.argmax(-1) == batch.answers) | (batch.answers == IGNORE)).all(-1)
     for number, kind in enumerate(kinds):
         asked = batch.kinds == number
         if bool(asked.any()):
