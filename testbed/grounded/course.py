@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
 from testbed.data.scenes import FULL_GRID, Scene
 from testbed.grounded.sets import FAMILY
 from testbed.grounded.tokenizer import build_tokenizer
