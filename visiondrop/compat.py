@@ -33,5 +33,7 @@ def with_cache(arguments: Mapping[str, Any], cache: Any) -> dict[str, Any]:
 
 def will_recompute(stack: Model) -> bool:
     """Whether the layers of a decoder stack will run a second time for their gradients (gradient checkpointing)."""
+    if not torch.is_grad_enabled():
+        return False
     layer = stack.layers[0]
-    return getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled()
+    return getattr(layer, "gradient_checkpointing", False) and layer.training

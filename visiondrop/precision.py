@@ -10,7 +10,7 @@ FAST = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # what makes bfloat16 
 
 def fast_bfloat16() -> str | None:
     """The instructions with which this CPU multiplies bfloat16 faster than float32, or None."""
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
+    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
     return next((name for flag, name in FAST.items() if has.get(flag)), None)
 
 

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transformers import CONFIG_MAPPING
+
 from eval.errors import EvaluationError
 from eval.files import ROOT
 from visiondrop.plans.flops import LLAVA_7B, ModelDims
@@ -20,6 +22,7 @@ from visiondrop.plans.shape import VisualShape, feature_layer
 WHOLE = 64 * 2**20  # files up to this size are hashed whole, larger ones by samples
 STEP, SAMPLE = 4 * 2**20, 4096  # every matrix of a 7B model is larger than a step, so each is sampled
 TOWERS = ("mm_vision_tower", "mm_image_tower", "mm_video_tower")  # fields of config.json that name one
+HUB = ("llava", "llava_next", "video_llava")  # model types whose folders our classes read in transformers' layout
 CARDS = (".md",)  # a model card changes no answer, and it is written after the rows that it quotes
 PACKAGES = ("torch", "transformers", "lmms_eval", "datasets", "accelerate")
 
@@ -63,7 +66,7 @@ class Checkpoint:
         path: folder or hub id, as `load_pretrained_model` takes it.
         name: hub id, or the folder's name.
         fingerprint: of the local files, or the hub revision.
-        config: its config.json.
+        config: its config.json; of transformers' own classes with the defaults that the file leaves out.
     """
 
     path: str
@@ -154,7 +157,18 @@ class Checkpoint:
             length, source = (5 * patches, f"fixed-{5 * patches}") if whole else (5 * patches + side, "anyres")
             crops = dict(units=5, nominal_units=5, length=length, source=source, canvas=(side, side))
             return VisualShape(layers, patches, **crops, **self._tower_depth)
-        return VisualShape(layers, patches, **self._tower_depth)
+        whole = "full" in str(config.get("vision_feature_select_strategy")) or (
+            config.get("mm_vision_select_feature") == "cls_patch"
+        )
+        return VisualShape(layers, patches, length=patches + 1 if whole else 0, **self._tower_depth)
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of transformers' LLaVA classes with its defaults (files hold what differs); others as they are."""
+    kind = config.get("model_type")
+    if kind not in HUB or "text_config" not in config:
+        return config
+    return CONFIG_MAPPING[kind].from_dict(config).to_dict()
 
 
 def tower_folder(checkpoint: str, config: dict[str, Any], field: str = "mm_vision_tower") -> Path | None:
@@ -216,7 +230,7 @@ def checkpoint(model: str) -> Checkpoint:
     for tower in dict.fromkeys(towers):
         if not tower.is_relative_to(Path(path)):
             fingerprint += "-" + of_folder(tower, without=CARDS)
-    return Checkpoint(path=path, name=name, fingerprint=fingerprint, config=config)
+    return Checkpoint(path=path, name=name, fingerprint=fingerprint, config=completed(config))
 
 
 @cache

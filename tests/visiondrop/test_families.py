@@ -104,6 +104,7 @@ def test_nothing_pruned_is_the_stock_model(model, name, settings):
         assert logits(model, given).shape != stock.shape
     assert torch.equal(logits(model, given), stock)
     assert not model._forward_pre_hooks and "generate" not in model.__dict__
+    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 @pytest.mark.parametrize("case", METHODS, ids=named)

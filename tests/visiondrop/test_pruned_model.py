@@ -10,7 +10,7 @@ import visiondrop
 from eval.models.reuse import encode_together
 from tests.support import models
 from visiondrop.compat import HOOKS_RUN_AGAIN
-from visiondrop.errors import UnsupportedError
+from visiondrop.errors import UnsupportedError, VisionDropError
 from visiondrop.reuse.prefix import encode_prefix, next_logits
 from visiondrop.reuse.store import PrefixStore
 
@@ -88,6 +88,32 @@ def test_a_model_through_torch_compile_answers_the_same(model):
         expected = model(**inputs(model)).logits
         compiled = torch.compile(model, backend="eager")
         assert (compiled(**inputs(model)).logits - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_a_forward_that_stood_on_a_layer_is_called_and_comes_back(layer):
+    """As accelerate puts one there for a model on several devices."""
+    model, seen = models.hub(LAYERS), []
+    module = model.model.language_model.layers[layer]
+    stock = module.forward
+
+    def own(hidden, *args, **kwargs):
+        seen.append(hidden.shape[1])
+        return stock(hidden, *args, **kwargs)
+
+    module.forward = own
+    with torch.no_grad():
+        with visiondrop.apply(model, tokens=100):
+            model(**inputs(model))
+        model(**inputs(model))
+    assert len(seen) == 2 and (layer == 0 or seen[0] < seen[1])
+    assert module.forward is own
+
+
+def test_a_copied_layer_of_a_pruned_model_is_refused():
+    model = models.hub(LAYERS)
+    with visiondrop.apply(model, tokens=100), pytest.raises(VisionDropError, match="remove"):
+        copy.deepcopy(model.model.language_model.layers[3])
 
 
 def test_a_store_shared_by_models_and_methods_never_gives_the_wrong_prefix():

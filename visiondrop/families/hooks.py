@@ -3,7 +3,9 @@
 What is hooked, and undone by `handle.remove()`:
 - the calls that encode pictures (`feature_calls`, wrapped on the instance): what a family makes of the encoder stage.
 - `model.model` (pre-hook): note the ids, so that images can be found.
-- the decoder stack and its layers (hooks): start the run, and call `run.enter` before every layer.
+- the decoder stack (hooks): start the run.
+- its layers: call `run.enter` before each. The first has a pre-hook, so that what the library records of its input is what
+  it got; the others are wrapped on the instance, because a module with hooks costs torch several microseconds a call.
 - `model.generate` (wrapped on the instance) and `model` (pre-hook): refuse what would be computed wrongly.
 """
 
@@ -37,6 +39,7 @@ class Pass(threading.local):
         prompts: ids of every row, for encoder stages that read the question, or None.
         pixels: the images one by one; images, videos: what the layout must know about them, as they were encoded.
         encoded: the same for the families of `families.table`, by kind; encoding: a call that encodes is under way.
+        apart: a call that has left torch.compile is under way.
     """
 
     def __init__(self) -> None:
@@ -44,6 +47,7 @@ class Pass(threading.local):
         self.ids: Tensor | None = None
         self.places: dict[int, Tensor] = {}
         self.prompts: list[list[int]] | None = None
+        self.apart = False
         self.forget()
 
     def forget(self) -> None:
@@ -87,21 +91,24 @@ class HubAdapter(Unpicklable):
             self.stack.register_forward_pre_hook(self._start, with_kwargs=True),
             self.stack.register_forward_hook(self._close),
         ]
-        hooks += [
-            layer.register_forward_pre_hook(functools.partial(self._enter, i), with_kwargs=True)
-            for i, layer in enumerate(self.stack.layers)
-        ]
+        first, *others = self.stack.layers
+        hooks.append(first.register_forward_pre_hook(self._enter_first, with_kwargs=True))
+        entered = [functools.partial(self._entered, i, layer.forward) for i, layer in enumerate(others, 1)]
+        forwards: list[tuple[Model, Callable]] = list(zip(others, entered))
         wrapped = self.feature_calls()
         for name, call in wrapped.items():
             setattr(self.inner, name, call)
         self.model.generate = self._wrap_generate(self.model.generate)
-        # Compiled code would leave our hooks out and prune nothing; what is hooked runs as it is, within torch.compile too.
-        for module in (self.model, self.inner, self.stack):
-            module.forward = torch.compiler.disable(module.forward)
+        forwards += [(m, self._uncompiled(m.forward)) for m in (self.model, self.inner, self.stack)]
+        before = [(module, module.__dict__.get("forward")) for module, _ in forwards]  # accelerate puts its own there
+        for module, forward in forwards:
+            module.forward = forward
 
         def undo() -> None:
-            for module in (self.model, self.inner, self.stack):
+            for module, forward in before:
                 del module.forward
+                if forward is not None:
+                    module.forward = forward
             for hook in hooks:
                 hook.remove()
             del self.model.generate
@@ -219,11 +226,38 @@ class HubAdapter(Unpicklable):
                 "llava.model.builder, or switch it off (gradient_checkpointing_disable)"
             )
 
-    def _enter(self, i: int, module, args, kwargs):
+    def _enter_first(self, module, args, kwargs):
         if self.now.run is None:
             return None
-        hidden, arguments = self.now.run.enter(i, args[0])
+        hidden, arguments = self.now.run.enter(0, args[0])
         return (hidden, *args[1:]), {**kwargs, **arguments}
+
+    def _uncompiled(self, stock: Callable) -> Callable:
+        """`stock`, run as it is within torch.compile too: compiled code would leave our hooks out and prune nothing.
+
+        Leaving the compiler costs as much as several layers' hooks: what is called by one that has left it need not.
+        """
+        now, apart = self.now, torch.compiler.disable(stock)
+
+        @functools.wraps(stock)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if now.apart:
+                return stock(*args, **kwargs)
+            now.apart = True
+            try:
+                return apart(*args, **kwargs)
+            finally:
+                now.apart = False
+
+        return forward
+
+    def _entered(self, i: int, stock: Callable, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """`stock`, the forward of layer `i`, on what the run of the calling thread lets it see."""
+        run = self.now.run
+        if run is None:
+            return stock(hidden, *args, **kwargs)
+        hidden, arguments = run.enter(i, hidden)
+        return stock(hidden, *args, **{**kwargs, **arguments})
 
     def _close(self, module, args, output) -> None:
         if self.now.run is not None:

@@ -278,12 +278,12 @@ class ContinueRun(_Run):
 def _stack_positions(segments, rows: int, tokens: int, valid: Tensor | None, device: torch.device) -> Tensor:
     """Compact positions of new tokens in every segment: [S, B or 1, T] long."""
     if valid is None and all(isinstance(s.count, int) for s in segments):
-        first = torch.tensor([s.count for s in segments], device=device).view(-1, 1, 1)
+        first = torch.tensor([[[s.count]] for s in segments], device=device)
     else:
         counts = [
             torch.full((rows,), s.count, device=device) if isinstance(s.count, int) else s.count for s in segments
         ]
         first = torch.stack(counts)[:, :, None]
     if valid is None:
-        return first + torch.arange(tokens, device=device)
+        return first if tokens == 1 else first + torch.arange(tokens, device=device)
     return first + (valid.long().cumsum(1) - 1).clamp(min=0)
