@@ -26,7 +26,7 @@ from visiondrop.errors import VisionDropError
 
 def parser() -> argparse.ArgumentParser:
     """The command line: the settings of a run (eval/settings.py), the method, and --force."""
-    names = "benchmarks: " + ", ".join(benchmarks.load())
+    names = f"benchmarks: {', '.join(benchmarks.load())}; groups of them: {', '.join(benchmarks.groups())}"
     p = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__.split("\n")[0], epilog=names)
     add_flags(p)
     add_method_arguments(p, shares=True)
@@ -60,8 +60,22 @@ def attempt(argv: list[str] | None = None, memory: TowerMemory | None = None) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 refused or failed (one sentence on stderr), 130 interrupted."""
-    return attempt(argv)[0]
+    """Exit code: 0 done, 2 refused or failed (one sentence on stderr), 130 interrupted.
+
+    A group's name in place of a benchmark's: its benchmarks one after another; a failure that concerns one leaves the others.
+    """
+    first, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    members = benchmarks.groups().get(first)
+    if members is None:
+        return attempt(argv)[0]
+    codes = []
+    for name in members:
+        print(f"== {name}", flush=True)
+        code, reach = attempt([name, *rest])
+        codes.append(code)
+        if code == 130 or reach == "batch":
+            break
+    return max(codes)
 
 
 if __name__ == "__main__":

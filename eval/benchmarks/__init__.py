@@ -4,6 +4,6 @@ from eval import benchmarks
 benchmark = benchmarks.get("gqa", "offline")
 """
 
-from eval.benchmarks.table import PROTOCOLS, TABLE, Benchmark, DataSource, get, load
+from eval.benchmarks.table import PROTOCOLS, TABLE, Benchmark, DataSource, get, groups, load
 
-__all__ = ["PROTOCOLS", "TABLE", "Benchmark", "DataSource", "get", "load"]
+__all__ = ["PROTOCOLS", "TABLE", "Benchmark", "DataSource", "get", "groups", "load"]

@@ -5,6 +5,7 @@ lmms-eval tries a missing data set five times and then fails from deep inside; h
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from eval.benchmarks import Benchmark, DataSource
 from eval.errors import EvaluationError
 from eval.results import fingerprint
 from visiondrop.errors import first_line
+
+PACKAGES = {"cv2": "opencv-python-headless"}  # packages that have another name than their module
 
 
 @contextlib.contextmanager
@@ -29,25 +32,34 @@ def working_directory(folder: Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def dataset_cache(folder: Path) -> Iterator[None]:
-    """Let `datasets` and lmms-eval, in this process and its children, keep prepared data below `folder`.
-
-    lmms-eval takes the place from the environment only, so it is set there for the time of the context.
-    """
-    import datasets
-    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
-
-    named, configured = os.environ.get("HF_DATASETS_CACHE"), datasets.config.HF_DATASETS_CACHE
-    os.environ["HF_DATASETS_CACHE"], datasets.config.HF_DATASETS_CACHE = str(folder), Path(folder)
-    _resolve_hf_datasets_cache_dir.cache_clear()
+def _told(**values: str) -> Iterator[None]:
+    """What lmms-eval takes from the environment only, set there for the time of the context."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        del os.environ["HF_DATASETS_CACHE"]
-        if named is not None:
-            os.environ["HF_DATASETS_CACHE"] = named
-        datasets.config.HF_DATASETS_CACHE = configured
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def dataset_cache(folder: Path) -> Iterator[None]:
+    """Let `datasets` and lmms-eval, in this process and its children, keep prepared data below `folder`."""
+    import datasets
+    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
+
+    configured = datasets.config.HF_DATASETS_CACHE
+    with _told(HF_DATASETS_CACHE=str(folder)):
+        datasets.config.HF_DATASETS_CACHE = Path(folder)
         _resolve_hf_datasets_cache_dir.cache_clear()
+        try:
+            yield
+        finally:
+            datasets.config.HF_DATASETS_CACHE = configured
+    _resolve_hf_datasets_cache_dir.cache_clear()
 
 
 @contextlib.contextmanager
@@ -55,12 +67,17 @@ def place(folder: Path | None, files: str) -> Iterator[None]:
     """Where `load_dataset` finds the data: the hub (None), or a local folder whose files have the fingerprint `files`.
 
     `datasets` names the prepared copy of a local folder after its README only, so changed files, or another folder
-    with the same README, would silently give the old rows: every fingerprint gets a cache of its own.
+    with the same README, would silently give the old rows: every fingerprint gets a cache of its own.  Tasks of videos look
+    for them below HF_HOME: that is the folder too.
     """
     if folder is None:
-        yield
+        from huggingface_hub.constants import HF_HOME
+
+        with _told(HF_HOME=str(HF_HOME)):
+            yield
         return
-    with dataset_cache(Path(_cache_folder()) / "visiondrop" / files), working_directory(folder):
+    cache = Path(_cache_folder()) / "visiondrop" / files
+    with dataset_cache(cache), _told(HF_HOME=str(folder)), working_directory(folder):
         yield
 
 
@@ -90,7 +107,28 @@ def fingerprint_of(benchmark: Benchmark, data: Path | None) -> str:
                 "and a README.md that names them, as on the hub), or leave --data out to fetch it",
                 "benchmark",
             )
+    if benchmark.videos and not (data / benchmark.videos).is_dir():
+        raise EvaluationError(
+            f"--data {data} holds no folder {benchmark.videos}, where lmms-eval looks for the videos of {benchmark.title}: "
+            "unpack them there",
+            "benchmark",
+        )
     return "-".join(fingerprint.of_folder(data / path) for path in paths)
+
+
+def check_imports(benchmark: Benchmark) -> None:
+    """Refuse a benchmark whose task cannot be imported here.
+
+    Raises:
+        EvaluationError: a module is missing.
+    """
+    missing = [name for name in benchmark.imports if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EvaluationError(
+            f"lmms-eval's task of {benchmark.title} imports {', '.join(missing)}, which is not installed: install "
+            f"{' '.join(PACKAGES.get(name, name) for name in missing)}",
+            "benchmark",
+        )
 
 
 def check(benchmark: Benchmark, data: Path | None, files: str) -> dict[str, str]:

@@ -13,8 +13,14 @@ from eval.files import ROOT, check_keys
 from visiondrop.errors import closest
 
 TABLE = ROOT / "configs" / "benchmarks.yaml"
-COUNTS = ("mean", "pope", "pope_categories", "mme", "mmbench", "judged")
+GROUPS = ROOT / "configs" / "groups.yaml"
+COUNTS = (
+    *("mean", "pope", "pope_categories", "mme", "mmbench", "judged"),
+    *("scored", "ocrbench", "mmstar", "seed", "mmmu", "box"),  # eval/scoring/records.py
+    *("videomme", "mvbench", "mlvu", "longvideobench", "egoschema"),
+)
 PROTOCOLS = ("offline", "paper")
+OPTIONAL = {"group", "upload", "server", "model", "conversation", "drawn", "imports", "videos"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Benchmark:
     model: str = "liuhaotian/llava-v1.5-7b"
     conversation: str = "vicuna_v1"
     drawn: str | None = None
+    imports: tuple[str, ...] = ()
+    videos: str | None = None
 
     @property
     def default_model(self) -> str:
@@ -81,7 +89,7 @@ class Benchmark:
 def _protocol(name: str, title: str, protocol: str, entry: dict[str, Any]) -> Benchmark:
     where = f"{TABLE.name}, benchmark {name}, protocol {protocol}"
     allowed = {f.name for f in fields(Benchmark)} - {"name", "title", "protocol"}
-    check_keys(entry, allowed, where, allowed - {"group", "upload", "server", "model", "conversation", "drawn"})
+    check_keys(entry, allowed, where, allowed - OPTIONAL)
     keys = {f.name for f in fields(DataSource)}
     data = tuple(
         DataSource(**{**check_keys(d, keys, f"{where}, data", keys), "columns": tuple(d["columns"])})
@@ -91,7 +99,9 @@ def _protocol(name: str, title: str, protocol: str, entry: dict[str, Any]) -> Be
         raise EvaluationError(f"{where}: either a headline metric or an upload file, not both or none")
     if entry["counts"] not in (*COUNTS, None):
         raise EvaluationError(f"{where}: counts {entry['counts']!r}; {closest(entry['counts'], COUNTS)}")
-    return Benchmark(name=name, title=title, protocol=protocol, **{**entry, "data": data})
+    return Benchmark(
+        name=name, title=title, protocol=protocol, **{**entry, "data": data, "imports": tuple(entry.get("imports", ()))}
+    )
 
 
 @cache
@@ -114,3 +124,23 @@ def get(name: str, protocol: str) -> Benchmark:
     if protocol not in table[name]:
         raise EvaluationError(f"unknown protocol {protocol!r} for {name}: {closest(protocol, table[name])}")
     return table[name][protocol]
+
+
+@cache
+def groups() -> dict[str, tuple[str, ...]]:
+    """Name of a group -> its benchmarks, those of groups inside it in their place.
+
+    Raises:
+        EvaluationError: a member is neither a benchmark nor a group.
+    """
+    raw: dict[str, list[str]] = yaml.safe_load(GROUPS.read_text(encoding="utf-8"))
+
+    def members(name: str) -> tuple[str, ...]:
+        found: tuple[str, ...] = ()
+        for member in raw[name]:
+            if member not in raw and member not in load():
+                raise EvaluationError(f"{GROUPS.name}, {name}: unknown benchmark {member!r}: {closest(member, load())}")
+            found += members(member) if member in raw else (member,)
+        return found
+
+    return {name: members(name) for name in raw}

@@ -34,6 +34,7 @@ def prepare(args: argparse.Namespace) -> Settings:
     told = {"protocol": Settings.protocol, "out": Settings.out, "runs": Settings.runs, **given(args)}
     benchmark = benchmarks.get(told["benchmark"], told["protocol"])
     benchmark.check_limit(told.get("limit"))
+    data.check_imports(benchmark)
     options = {name: number(value) for name, value in method_options(args).items()}
     check_options(args.method, options)  # raises with the closest names
     out = rows.check_writable(told["out"])

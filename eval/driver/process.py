@@ -7,6 +7,7 @@ beside that, lmms_eval.log and .out hold what lmms-eval logged and printed, trac
 
 import contextlib
 import json
+import math
 import os
 import sys
 import threading
@@ -135,9 +136,9 @@ def _samples(raw: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _outcome(results: dict[str, Any], folder: RunFolder, lm: Any) -> Outcome:
     task = folder.benchmark.task
     metrics = {
-        name.removesuffix(",none"): float(value)
+        name.partition(",")[0]: float(value)  # behind the comma: the filter of the answers
         for name, value in sorted(results["results"][task].items())
-        if name.endswith(",none") and "_stderr" not in name and isinstance(value, (int, float))
+        if "," in name and "_stderr" not in name and isinstance(value, (int, float)) and math.isfinite(value)
     }
     return Outcome(metrics, len(results["samples"][task]), lm.ledger.as_dict(), lm.compiled, lm.processor_facts)
 

@@ -202,7 +202,8 @@ class LlavaVisionDrop(lmms):
         """The request's PIL images, decoded now, and its video files, decoded later."""
         _, _, doc_to_visual, doc_id, task, split = request.args
         try:
-            return doc_to_visual(self.task_dict[task][split][doc_id])
+            found = doc_to_visual(self.task_dict[task][split][doc_id])
+            return [VideoFile(Path(image)) if isinstance(image, str) else image for image in found]
         except (OSError, ValueError, SyntaxError, EOFError, AttributeError, TypeError) as error:
             raise EvaluationError(
                 f"the image of document {doc_id} of task {task} ({split}) cannot be decoded ({error}): "
@@ -212,7 +213,7 @@ class LlavaVisionDrop(lmms):
     def _prompt(self, text: str, images: list) -> str:
         """The conversation around a question; image tokens go before it unless it places them itself."""
         if images and DEFAULT_IMAGE_TOKEN not in text:
-            text = " ".join([DEFAULT_IMAGE_TOKEN] * len(images)) + "\n" + text
+            text = " ".join(DEFAULT_IMAGE_TOKEN * self._places(image) for image in images) + "\n" + text
         check_placeholders(text, sum(map(self._places, images)))
         conversation = conv_templates[self.settings.conversation].copy()
         conversation.append_message(conversation.roles[0], text)

@@ -14,6 +14,7 @@ from scipy.stats import binomtest, norm
 
 from eval.benchmarks import Benchmark
 from eval.errors import EvaluationError
+from eval.scoring import records
 
 RESAMPLES = 2000
 LEVEL = 2 * norm.cdf(1.959964) - 1  # 95 %, by the rounded quantile that the committed intervals were made with
@@ -31,14 +32,15 @@ def terms(benchmark: Benchmark, samples: list[dict[str, Any]]) -> Terms:
     Args:
         samples: lmms-eval's samples: doc_id, doc, and what `process_results` returned.
     """
-    return {
+    known = {
         "mean": _mean,
         "pope": _pope,
         "pope_categories": _pope_categories,
         "mme": _mme,
         "mmbench": _mmbench,
         "judged": _judged,
-    }[benchmark.counts](benchmark, samples)
+    }
+    return known.get(benchmark.counts, _records)(benchmark, samples)
 
 
 def _cluster(benchmark: Benchmark, sample: dict[str, Any]) -> Any:
@@ -50,6 +52,20 @@ def _mean(benchmark: Benchmark, samples: list[dict[str, Any]]) -> Terms:
         metric: (weight, [(_cluster(benchmark, s), float(s[metric]), 1.0) for s in samples])
         for metric, weight in benchmark.headline.items()
     }
+
+
+def _records(benchmark: Benchmark, samples: list[dict[str, Any]]) -> Terms:
+    """See eval/scoring/records.py; samples without the record are of another kind and count for nothing."""
+    ((metric, weight),) = benchmark.headline.items()
+    asked = [s for s in samples if s.get(metric) is not None]
+    groups: dict[str, list[tuple[Any, float, float]]] = {}
+    for s in asked:
+        right, one, group = records.READERS[benchmark.counts](s[metric])
+        count = _cluster(benchmark, s), right, records.asked_for(benchmark.counts, one, len(asked))
+        groups.setdefault(group or metric, []).append(count)
+    grouped = metric not in groups
+    share = records.share_of_group(benchmark.counts, len(groups)) if grouped else 1.0
+    return {group: (weight * share, counts) for group, counts in groups.items()}
 
 
 def _judged(benchmark: Benchmark, samples: list[dict[str, Any]]) -> Terms:
@@ -193,8 +209,9 @@ def check_recount(benchmark: Benchmark, parts: Terms, score: float) -> None:
     Raises:
         EvaluationError: they differ by more than rounding.
     """
-    ours = recount(parts)
-    if abs(ours - score) > 1e-6 * max(1.0, abs(score)):
+    ours, digits = recount(parts), records.ROUNDED.get(benchmark.counts or "")
+    rounding = 0.0 if digits is None else sum(benchmark.headline.values()) * 0.5 * 10**-digits
+    if abs(ours - score) > rounding + 1e-6 * max(1.0, abs(score)):
         raise EvaluationError(
             f"{benchmark.task}: lmms-eval's score {score!r} differs from the count of the single answers, {ours!r}; "
             "the row was not written, the answers are kept"

@@ -35,9 +35,9 @@ def colour_name(index: int) -> str:
     return list(COLOURS)[index % len(COLOURS)]
 
 
-def write_dataset(data: Path, name: str, tables: list[tuple[str, str, list[dict], dict]]) -> Path:
-    """Write DATA/lmms-lab-encoder/<name>; `tables` holds (configuration, split, rows, features)."""
-    folder = Path(data) / OWNER / name
+def write_dataset(data: Path, name: str, tables: list[tuple[str, str, list[dict], dict]], owner: str = OWNER) -> Path:
+    """Write DATA/<owner>/<name>; `tables` holds (configuration, split, rows, features)."""
+    folder = Path(data) / owner / name
     lines = ["---", "configs:"]
     for config in dict.fromkeys(t[0] for t in tables):
         lines += [f"- config_name: {config}", "  data_files:"]

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# AI2D under a visual token budget: bash scripts/eval/ai2d.sh 22% [--method M] [--model PATH_OR_ID] [--data DIR] …
+exec bash "$(dirname "${BASH_SOURCE[0]}")/_run.sh" ai2d "$@"

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# EgoSchema under a visual token budget: bash scripts/eval/egoschema.sh 22% [--method M] [--model PATH_OR_ID] [--data DIR] …
+exec bash "$(dirname "${BASH_SOURCE[0]}")/_run.sh" egoschema "$@"
