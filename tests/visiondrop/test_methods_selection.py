@@ -193,6 +193,20 @@ def test_vispruner_takes_the_most_attended_first():
             assert set(best(scores[0], important)) <= {row - cls for row in rows}
 
 
+def test_vispruner_compared_to_few_bits_seldom_turns_on_the_last_ones():
+    values = torch.tensor([0.7314, 0.731, -0.0123, 3.0])
+    assert vispruner.rounded(values, 4).tolist() == [0.75, 0.75, -0.0126953125, 3.0]
+    assert vispruner.rounded(values, None) is values
+    generator, changed = torch.Generator().manual_seed(0), {}
+    features = torch.randn(24, 576, 32, generator=generator).cumsum(dim=1)
+    pool = torch.arange(576).expand(24, -1)
+    again = features * (1 + 1e-6 * torch.randn(features.shape, generator=generator))
+    for bits in (None, 4):
+        pairs = zip(vispruner.diverse(features, pool, 32, bits), vispruner.diverse(again, pool, 32, bits), strict=True)
+        changed[bits] = sum(set(a.tolist()) != set(b.tolist()) for a, b in pairs)
+    assert changed[None] >= 12 and changed[4] <= 2, changed
+
+
 def test_pool_averages_cells():
     shape = VisualShape(patches=576)
     hidden = torch.randn(2, 576, 4, generator=torch.Generator().manual_seed(0))

@@ -55,16 +55,16 @@ class PrunedProcessor(BaseMultiModalProcessor[Any]):
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """The largest input that there can be: unpruned."""
         inputs = super().get_dummy_inputs(*args, **kwargs)
-        inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, NAME: UNPRUNED.text}
+        inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, NAME: UNPRUNED}
         return inputs
 
     def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The setting in its canonical spelling takes the place of what the request says, so that it is hashed."""
-        told = inputs.hf_processor_mm_kwargs.get(NAME)
-        if not isinstance(told, str):
-            setting = self.info.images.served.asked(told)
+        setting = inputs.hf_processor_mm_kwargs.get(NAME)
+        if not isinstance(setting, Setting):  # which no request can bring
+            setting = self.info.images.served.asked(setting)
             self._check(setting, inputs.mm_data_items)
-            inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, NAME: setting.text}
+        inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, NAME: setting.text}
         return super().apply(inputs, *args, **kwargs)
 
     def _check(self, setting: Setting, items: Any) -> None:
