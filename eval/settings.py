@@ -116,6 +116,20 @@ class ModelSettings:
         "cpu, cuda, cuda:N, or auto (one model over all cards); default: cuda if any", None, flag="--device", row=False
     )
     attention: str = setting("attention implementation", "sdpa", flag="--attn", allowed=ATTENTION)
+    server: str | None = setting(
+        "address of a running visiondrop serve: it answers in place of a model loaded here",
+        None,
+        flag="--server",
+        metavar="URL",
+        row=False,
+        identity=NEVER,
+    )
+    served: str | None = setting(
+        "vllm and the version of the server that answered; null: the model was loaded here",
+        None,
+        identity=GIVEN,
+        added=True,
+    )
     conversation: str = setting("conversation template (default: the benchmark's)", "vicuna_v1", flag="--conversation")
 
     @classmethod

@@ -12,6 +12,7 @@ from eval.driver import launch
 from eval.errors import EvaluationError
 from eval.files import reason
 from eval.models.plugin import WRAPPERS
+from eval.models.server import version_of_server
 from eval.results import fingerprint, rows
 from eval.scoring.judge import judge_of
 from eval.settings import Settings, given, number
@@ -51,6 +52,8 @@ def prepare(args: argparse.Namespace) -> Settings:
     else:
         told |= {"wrapper": wrapper, "conversation": wrapper}  # prompts are the wrapper's
         visiondrop.plan(args.method, args.tokens, shape=shape_of(checkpoint.path), options=options)
+    if "server" in told:
+        told["served"] = version_of_server(told["server"].rstrip("/"))
     told |= {"model": checkpoint.path, "model_name": checkpoint.name, "model_fingerprint": checkpoint.fingerprint}
     told |= {"data": str(folder) if folder else None, "data_fingerprint": data_fingerprint}
     told |= {"task": benchmark.task, "method": args.method, "options": options}

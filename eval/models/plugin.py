@@ -7,8 +7,11 @@ From a checkout, lmms-eval's own command line with our model registered:
 
 from eval.settings import ModelSettings
 
-LLAVA = "llava_visiondrop"
-CLASSES = {LLAVA: "eval.models.llava.LlavaVisionDrop"}  # lmms-eval's name of a model -> its class
+LLAVA, SERVED = "llava_visiondrop", "visiondrop_served"
+CLASSES = {
+    LLAVA: "eval.models.llava.LlavaVisionDrop",
+    SERVED: "eval.models.served.Served",
+}  # lmms-eval's name of a model -> its class
 # Type of a model in its config.json -> lmms-eval's wrapper; what is not here is loaded by our llava.
 WRAPPERS = {
     "qwen2_vl": "qwen2_vl",
@@ -22,6 +25,8 @@ WRAPPERS = {
 
 def chosen(settings: ModelSettings) -> tuple[str, type]:
     """lmms-eval's name and the class of the model that answers under `settings`."""
+    if settings.server is not None:
+        return SERVED, model_class(SERVED)
     if settings.wrapper is None:
         return LLAVA, model_class(LLAVA)
     from eval.models.hub import hub_class  # lmms-eval is imported where it is needed

@@ -15,7 +15,7 @@ pytest.importorskip("vllm", reason="the serving environment: bash scripts/serve/
 import psutil
 
 from llava.export_hub import export
-from tests.support.served import SOURCE, Server, all_answers, own_answers, samples, serving
+from tests.support.served import SOURCE, Server, all_answers, message, own_answers, samples, serving
 
 QUESTIONS = int(os.environ.get("SERVED_QUESTIONS", "12"))
 SETTINGS = [
@@ -104,8 +104,6 @@ def test_wrong_settings_are_400_with_the_sentence(server, rows, asked, sentence)
 def test_two_pictures_of_one_prompt(server, rows):
     """Placeholders and rows of several images: the answer does not depend on who else is asked at the same time."""
     picture, other = rows[0]["picture"], rows[-1]["picture"]
-    from tests.support.served import message
-
     turn = message(picture, rows[0]["question"])
     turn["content"].insert(1, message(other, "")["content"][0])
     body = {"messages": [turn], "temperature": 0, "max_tokens": 6, "add_special_tokens": True}
@@ -121,13 +119,14 @@ def memory_of(process: int) -> int:
 
 
 def test_memory_does_not_grow(server, rows):
-    """Requests after a warm-up that has filled the caches of pictures; fewer than in operation: docs/serving.md has more."""
-    count = int(os.environ.get("SERVED_REQUESTS", "300"))
+    """Once vLLM's caches hold the pictures: new ones fill its processor cache, up to --mm-processor-cache-gb."""
+    count = int(os.environ.get("SERVED_REQUESTS", "200"))
     many = list(islice(cycle(rows), count))
     asked = list(islice(cycle(SETTINGS[1:]), count))
-    all_answers(server, many, asked, 8)
+    for _ in range(2):
+        all_answers(server, many, asked)
     before = memory_of(server.process.pid)
-    all_answers(server, many, asked, 8)
+    all_answers(server, many, asked)
     assert memory_of(server.process.pid) - before <= 16 * 2**20
 
 

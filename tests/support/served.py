@@ -49,6 +49,8 @@ class Server:
         self.url, self.model, self.log = f"http://127.0.0.1:{port}", str(model), log
         told = [sys.executable, "-m", "visiondrop", "serve", str(model), *PLAIN, *flags, "--port", str(port)]
         env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        if "--tensor-parallel-size" in flags:
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"  # by itself vLLM wants a memory node for each process
         with open(log, "w") as stream:
             where = {"stdout": stream, "stderr": stream, "cwd": ROOT, "env": env, "start_new_session": True}
             self.process = subprocess.Popen(told, **where)
