@@ -182,7 +182,16 @@ class Pruner(Unpicklable):
         return self.positions(self.plan) == "compact"
 
     def positions(self, plan: Plan) -> str:
-        """What positions mean under `plan`, see `Plan.positions`."""
+        """What positions mean under `plan`, see `Plan.positions`.
+
+        Raises:
+            VisionDropError: other positions are asked for than this model can have.
+        """
+        if self.keeps_positions and self.options.get("positions") == "compact":
+            raise VisionDropError(
+                "positions='compact': this model's positions are places in the picture (M-RoPE), which cannot be numbered anew; "
+                "leave positions away"
+            )
         return "original" if self.keeps_positions else plan.positions
 
     def plan_for(self, shape: VisualShape) -> Plan:

@@ -8,7 +8,7 @@ from eval.benchmarks import data
 from eval.driver import launch, process
 from eval.errors import EvaluationError
 from eval.models.tower_memory import TowerMemory
-from eval.results import fingerprint, rows
+from eval.results import fingerprint, rows, unpruned
 from eval.results.folder import RunFolder
 from eval.results.row import make_row
 from eval.scoring import judge
@@ -89,6 +89,10 @@ def summary(row: dict[str, Any], folder: RunFolder) -> str:
     )
     lines = [f"{what}: {row['score']:.2f}{between}, n = {row['n']}{partial}"]
     lines += [f"  {name} {value:.4f}" for name, value in row["metrics"].items()]
+    if row.get("changed") is not None:
+        lines.append(f"  {100 * row['changed']:.1f} % of the answers differ from the unpruned run's")
+    if doubt := unpruned.suspicion(row):
+        lines.append(f"  warning: {doubt}")
     if row["missing"]:
         lines.append(f"  the data held no question for {', '.join(row['missing'])}: counted as 0")
     return "\n".join(lines)

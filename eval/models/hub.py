@@ -20,12 +20,15 @@ from transformers.utils import is_torchvision_available
 
 import visiondrop
 from eval.errors import EvaluationError
+from eval.models import lengths
 from eval.models.qwen_pictures import process_vision_info
 from eval.models.reuse import LIMIT_BYTES
 from eval.results.answers import AnswerStore, question_key
 from eval.settings import ModelSettings
 from visiondrop.errors import VisionDropError, first_line
+from visiondrop.families import adapter_for
 from visiondrop.families.processors import load_processor
+from visiondrop.plans.plan import Ledger
 from visiondrop.pruner import current_pruner
 from visiondrop.reuse.prefix import continue_prefix, encode_prefix, refuse_text_guided
 from visiondrop.reuse.store import PrefixStore, fingerprint
@@ -40,8 +43,9 @@ class Watched:
     answer, and with `prefixes` it computes a picture once for all questions about it.
     """
 
-    def __init__(self, model: torch.nn.Module, prefixes: PrefixStore | None = None):
-        self.inner, self.prefixes, self.error = model, prefixes, None
+    def __init__(self, model: torch.nn.Module, ledger: Ledger, prefixes: PrefixStore | None = None):
+        self.inner, self.ledger, self.prefixes, self.error = model, ledger, prefixes, None
+        self._unchecked = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -50,12 +54,22 @@ class Watched:
         """[B, T + new] ids, as the model's."""
         try:
             ids = inputs["input_ids"]
+            if self._unchecked and "pixel_values" in inputs:
+                return self._checked(ids, inputs)
             if self.prefixes is None or len(ids) != 1 or "pixel_values" not in inputs:
                 return self.inner.generate(**inputs)
             return self._continued(ids, inputs)
         except Exception as error:
             self.error = error
             raise
+
+    def _checked(self, ids: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """The first answer: some layer must get fewer tokens than the prompt has, where the ledger says so."""
+        self._unchecked = False
+        with lengths.Lengths(adapter_for(self.inner).stack.layers).watching() as found:
+            new = self.inner.generate(**inputs)
+        lengths.check_fewer(found.seen, ids.shape[1], self.ledger.mean, self.ledger.plan.shape.nominal)
+        return new
 
     def _continued(self, ids: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Behind the cache of the prompt up to its last picture, from the store where it is there."""
@@ -114,7 +128,7 @@ class HubVisionDrop:
         if self.rank == 0:
             print(handle.ledger, flush=True)  # a picture's size is known to the loaded model only
         self.ledger, self.compiled = handle.ledger, "eager" if settings.compile == "on" else "off"
-        self._watched = Watched(self.model, PrefixStore(LIMIT_BYTES) if settings.reuse == "on" else None)
+        self._watched = Watched(self.model, handle.ledger, PrefixStore(LIMIT_BYTES) if settings.reuse == "on" else None)
         self.store = AnswerStore(answers, self.rank) if answers else None
         self.reused = 0
 

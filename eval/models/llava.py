@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import visiondrop
 from eval.errors import EvaluationError
+from eval.models import lengths
 from eval.models.request import Request, bare, pictures
 from eval.models.reuse import ImageReuse
 from eval.results.answers import AnswerStore, question_key
@@ -37,6 +38,7 @@ from visiondrop.families.guards import check_placeholders
 from visiondrop.pruner import current_pruner
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FIXED = ("pad", "fixed-2880", "video")  # layouts in which every picture has the ledger's tokens
 MAX_NEW_TOKENS = 1024  # where a task sets none, as in the shipped class
 # What lmms-eval's own command line calls our settings.
 LMMS_EVAL_NAMES = {"pretrained": "model", "attn_implementation": "attention", "conv_template": "conversation"}
@@ -86,7 +88,7 @@ class LlavaVisionDrop(lmms):
                 raise EvaluationError("--compile on needs a whole model per process, not weights shared out by ZeRO-3")
             self._shard(settings.dtype)
         self.store = AnswerStore(answers, self.rank) if answers else None
-        self.reused = 0
+        self.reused, self._unchecked = 0, not compiling and not self.sharded
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> "LlavaVisionDrop":
@@ -162,7 +164,7 @@ class LlavaVisionDrop(lmms):
         self.reused = len(by_key) - len(waiting)
         with tqdm(total=len(by_key), initial=self.reused, disable=self.rank != 0, desc="questions", unit="q") as bar:
             for batch in self._batches(waiting, by_key):
-                texts = self._answer([by_key[key] for key in batch])
+                texts = self._checked([by_key[key] for key in batch])
                 if self.store is not None:
                     self.store.add([(key, by_key[key].args[3], text) for key, text in zip(batch, texts, strict=True)])
                 bar.update(sum(answers[key] is None for key in batch))
@@ -245,6 +247,21 @@ class LlavaVisionDrop(lmms):
         text, _, _, doc_id, task, _ = instance.args
         ids = tokenizer_image_token(self._prompt(text, images), self.tokenizer, IMAGE_TOKEN_INDEX)
         return Request(f"document {doc_id} of task {task}", images, list(ids), self._pixels)
+
+    def _checked(self, requests: list[Instance]) -> list[str]:
+        """Answers of one batch; in the first one, what the decoder sees is compared with the ledger."""
+        if not self._unchecked:
+            return self._answer(requests)
+        self._unchecked, plan = False, self.handle.plan
+        with lengths.Lengths(self.model.model.layers).watching() as found:
+            texts = self._answer(requests)
+        made = [self.request(request) for request in requests]
+        if all(len(request.images) == 1 for request in made) and plan.shape.source in FIXED:
+            shared = self.reuse is not None and self.reuse.key(requests[0])
+            rows = [request.before if shared else request.ids for request in made]
+            text = max(sum(token != IMAGE_TOKEN_INDEX for token in row) for row in rows)
+            lengths.check(found.seen, plan.tokens_per_layer(), text)
+        return texts
 
     @torch.inference_mode()
     def _answer(self, requests: list[Instance]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eval.results import fingerprint, rows
+from eval.results import fingerprint, rows, unpruned
 from eval.results.folder import RunFolder, now
 from eval.scoring import scores
 from eval.scoring.judge import judge_of
@@ -17,7 +17,8 @@ def make_row(folder: RunFolder, duration: float) -> dict[str, Any]:
     settings, outcome = folder.settings, folder.outcome()
     parts = settings.row(), outcome.row(), score(folder, outcome.metrics), environment(settings.device)
     session = {"sessions": folder.sessions(), "date": now(), "duration": round(duration, 1)}
-    return rows.seal({name: value for part in (*parts, session) for name, value in part.items()})
+    row = {name: value for part in (*parts, session) for name, value in part.items()}
+    return rows.seal(row | {"changed": unpruned.changed(row, folder.path.parent)})
 
 
 def score(folder: RunFolder, metrics: dict[str, float]) -> dict[str, Any]:

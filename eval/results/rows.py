@@ -44,6 +44,10 @@ FIELDS: dict[str, tuple[tuple, str]] = {
     "metrics": ((dict,), "every number lmms-eval gave"),
     "interval": ((list, None), "95 % interval of the score"),
     "interval_method": ((str,), "how it was computed"),
+    "changed": (
+        (*NUMBER, None),
+        "share of answers that differ from the unpruned run's; null where there is none, or it is one",
+    ),
     "missing": ((list,), "headline metrics for which the data held no question"),
     "upload": ((list,), "upload files below the run's folder"),
     "server": ((str, None), "who scored or will score it: a benchmark's server or a judge; null where we did"),
@@ -60,6 +64,7 @@ FIELDS: dict[str, tuple[tuple, str]] = {
 ADDED = (
     *added_row_fields(),
     "processor",
+    "changed",
 )  # rows from before these fields are whole without them: how they ran is not recorded
 
 

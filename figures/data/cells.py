@@ -15,7 +15,7 @@ import pandas as pd
 
 from eval import benchmarks
 from eval.errors import EvaluationError
-from eval.results import rows
+from eval.results import rows, unpruned
 from eval.scoring.scores import wilson
 from figures.data import settings
 from figures.data.settings import Column, Entry, Variant
@@ -156,7 +156,8 @@ def cell(table: pd.DataFrame, variant: Variant, model: str, entry: Entry, column
     if not found.empty:
         values = [value_of(row, column) for _, row in found.iterrows()]
         ours, low, high = (float(np.mean([v[i] for v in values])) for i in range(3))
-        several = f"mean of {len(found)} seeds" if len(found) > 1 else ""
+        doubts = {unpruned.suspicion(row) for _, row in found.iterrows()} - {None}
+        several = "; ".join([*([f"mean of {len(found)} seeds"] if len(found) > 1 else []), *sorted(doubts)])
         out |= {"ours": ours, "low": low, "high": high, "n": values[0][3], "interval": values[0][4], "note": several}
         out |= {"run": " ".join(found["run"]), "mean_tokens": found.iloc[-1]["ledger"]["mean"]}
         out |= {"questions": found.iloc[-1]["questions"], "server": found.iloc[-1]["server"]}

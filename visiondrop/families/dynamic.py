@@ -95,6 +95,7 @@ class DynamicAdapter(HubAdapter):
         """Install the hooks; returns the undo."""
         self._check(pruner.plan)
         pruner.keeps_positions, pruner.own_rotary = self.family.axes > 1, self.family.rotary
+        pruner.positions(pruner.plan)  # those that this model cannot have are refused now
         detach, lifts = super().attach(pruner), [tap.attach() for tap in self.taps]
 
         def undo() -> None:

@@ -113,7 +113,8 @@ class Composed(Method):
                 f"decoder={self.decoder.name!r} acts after the vision tower too: give a method that acts inside the language "
                 "model only, such as fastv, or visiondrop with encoder=off"
             )
-        positions = "entry" if first.encoder is not None and rest.positions == "original" else rest.positions
+        own = getattr(self.decoder, "positions", None) is None  # what is asked for holds from the picture on
+        positions = "entry" if first.encoder is not None and rest.positions == "original" and own else rest.positions
         return replace(
             rest,
             method=self.name,

@@ -10,7 +10,7 @@ class Mine(Method):
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Any, ClassVar
 
 from ..errors import VisionDropError
@@ -18,7 +18,7 @@ from ..ops.scores import SCORE_MASKS
 from ..plans.budget import Budget
 from ..plans.plan import Plan
 from ..plans.shape import VisualShape
-from .options import options_in, read, spell
+from .options import option, options_in, read, spell
 
 SCORES = ("visual", "text")
 
@@ -84,6 +84,22 @@ class Method:
     def one_way(self, tokens: int | None) -> None:
         """Check that a budget, a preset or explicit amounts are given, and only one of them."""
         one_way(tokens, **self.amounts())
+
+
+@dataclass(frozen=True, kw_only=True)
+class InDecoder(Method):
+    """A method that acts inside the language model, where positions of the tokens that stay are a choice of their own."""
+
+    positions: str | None = option(
+        None,
+        "compact (what is left is numbered anew) or original (every token keeps its position, a merged one its "
+        "reference's); default: the method's own",
+        allowed=("compact", "original"),
+    )
+
+    def placed(self, plan: Plan) -> Plan:
+        """`plan` with the positions that are asked for."""
+        return plan if self.positions is None else replace(plan, positions=self.positions)
 
 
 def check_score(score: str, score_mask: str) -> None:

@@ -14,7 +14,7 @@ from ...plans.grids import Grid, centres, factor_pair, grids
 from ...plans.plan import Kept, Plan, Stage
 from ...plans.schedule import nearest, per_unit
 from ...plans.shape import VisualShape
-from ..method import Method
+from ..method import InDecoder
 from ..options import integers, option
 from ..registry import register
 
@@ -26,7 +26,7 @@ def read_grid(name: str, value: Any) -> tuple[int, ...]:
 
 @register("pool")
 @dataclass(frozen=True, kw_only=True)
-class Pool(Method):
+class Pool(InDecoder):
     """A grid of cells per unit, the product of whose sides is the unit's budget: 12x16, 8x16, 8x8, 4x8 …
 
     The sides are the most nearly square ones, wide rather than tall; a budget whose sides would differ by more than a
@@ -63,7 +63,7 @@ class Pool(Method):
                 return None
         parts = tuple((block, _cells(block, base, cells)) for block in blocks)
         kept = Kept(0, sum(h * w for _, (h, w) in parts))
-        return Plan("pool", shape, stages=(Stage(0, kept, partial(select, parts=parts)),))
+        return self.placed(Plan("pool", shape, stages=(Stage(0, kept, partial(select, parts=parts)),)))
 
 
 def _cells(grid: Grid, base: Grid, cells: Sequence[int]) -> tuple[int, int]:

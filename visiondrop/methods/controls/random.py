@@ -13,14 +13,14 @@ from ...ops.selection import Selection
 from ...plans.grids import cls_slots, kept_of
 from ...plans.plan import Kept, Plan, Stage
 from ...plans.shape import VisualShape
-from ..method import Method
+from ..method import InDecoder
 from ..options import option
 from ..registry import register
 
 
 @register("random")
 @dataclass(frozen=True, kw_only=True)
-class Random(Method):
+class Random(InDecoder):
     """`tokens` of the nominal number of visual tokens, or the same share of another number."""
 
     seed: int = option(0, "another one gives another subset of every image", low=0, high=2**31 - 1)
@@ -32,7 +32,7 @@ class Random(Method):
         if not 1 <= keep <= shape.tokens - len(without):
             return None
         stage = Stage(0, Kept(keep), partial(select, seed=self.seed, without=without))
-        return Plan("random", shape, stages=(stage,), seeded=True)
+        return self.placed(Plan("random", shape, stages=(stage,), seeded=True))
 
 
 def select(view, kept: Kept, seed: int, without: tuple[int, ...]) -> Selection:

@@ -9,13 +9,13 @@ from ...ops.selection import Selection
 from ...plans.grids import grids, kept_of, spread
 from ...plans.plan import Kept, Plan, Stage
 from ...plans.shape import VisualShape
-from ..method import Method
+from ..method import InDecoder
 from ..registry import register
 
 
 @register("uniform")
 @dataclass(frozen=True, kw_only=True)
-class Uniform(Method):
+class Uniform(InDecoder):
     """`tokens` of the nominal number of visual tokens, or the same share of another number.
 
     A regular sub-grid where the number allows it (64: 8 x 8 of 24 x 24), else rows of nearly equal numbers.  With
@@ -29,7 +29,7 @@ class Uniform(Method):
         places = sub_grid(shape, keep)
         if places is None:
             return None
-        return Plan("uniform", shape, stages=(Stage(0, Kept(keep), partial(select, places=places)),))
+        return self.placed(Plan("uniform", shape, stages=(Stage(0, Kept(keep), partial(select, places=places)),)))
 
 
 def sub_grid(shape: VisualShape, keep: int) -> torch.Tensor | None:

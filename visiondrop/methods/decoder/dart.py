@@ -16,7 +16,7 @@ from ...ops.selection import Selection
 from ...plans.plan import Kept, Plan, Stage
 from ...plans.schedule import nearest, scale_layers
 from ...plans.shape import VisualShape
-from ..method import Method, one_way
+from ..method import InDecoder, one_way
 from ..options import integer, option
 from ..registry import register
 
@@ -38,7 +38,7 @@ RUN = 9  # neighbours that a set tries before it jumps
 
 @register("dart")
 @dataclass(frozen=True, kw_only=True)
-class Dart(Method):
+class Dart(InDecoder):
     """`keep` visual tokens from layer `k` on, all of them before; 8 m + 4 in the original."""
 
     k: int | None = option(
@@ -70,7 +70,8 @@ class Dart(Method):
         rest = (count - IMAGE_PIVOTS) % PIVOTS
         notes = (f"dart's own counts are 8 m + 4; of {count} the first {rest} pivots take one more",) if rest else ()
         stage = Stage(full, Kept(count), select, probe=full - 1)
-        return Plan("dart", shape, stages=(stage,), positions="original", text_guided=True, notes=notes)
+        plan = Plan("dart", shape, stages=(stage,), positions="original", text_guided=True, notes=notes)
+        return self.placed(plan)
 
 
 def select(view, kept: Kept) -> Selection:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...ops.selection import Selection, gather_rows
 from ...plans.plan import Kept, Plan, Stage
 from ...plans.shape import VisualShape
-from ..method import Method
+from ..method import InDecoder
 from ..options import option
 from ..registry import register
 
@@ -24,7 +24,7 @@ CELLS = 1 << 22  # most similarities of a block of rows held at once
 
 @register("divprune")
 @dataclass(frozen=True, kw_only=True)
-class DivPrune(Method):
+class DivPrune(InDecoder):
     """round(ratio * N) of N visual tokens, halves to even; the ratio is the budget's share of the nominal number."""
 
     ratio: float | None = option(
@@ -37,7 +37,7 @@ class DivPrune(Method):
         keep = round((tokens / shape.nominal if self.ratio is None else self.ratio) * shape.tokens)
         if not 1 <= keep <= shape.tokens:
             return None
-        return Plan("divprune", shape, stages=(Stage(0, Kept(keep), select),))
+        return self.placed(Plan("divprune", shape, stages=(Stage(0, Kept(keep), select),)))
 
 
 def select(view, kept: Kept) -> Selection:

@@ -12,7 +12,7 @@ from ...ops.selection import Selection, top_k
 from ...plans.plan import Kept, Plan, Stage
 from ...plans.schedule import nearest, scale_layers
 from ...plans.shape import VisualShape
-from ..method import Method, one_way
+from ..method import InDecoder, one_way
 from ..options import integer, option
 from ..registry import register
 
@@ -30,7 +30,7 @@ PRESET_TOKENS = 576
 
 @register("fastv")
 @dataclass(frozen=True, kw_only=True)
-class FastV(Method):
+class FastV(InDecoder):
     """`keep` visual tokens from layer `k` on, all of them before."""
 
     k: int | None = option(
@@ -58,7 +58,7 @@ class FastV(Method):
                 return None
             count = nearest(fraction * shape.tokens)
         stage = Stage(full, Kept(count), select, probe=full - 1, scoring="row")
-        return Plan("fastv", shape, stages=(stage,), positions="original", text_guided=True)
+        return self.placed(Plan("fastv", shape, stages=(stage,), positions="original", text_guided=True))
 
 
 def select(view, kept: Kept) -> Selection:

@@ -16,7 +16,7 @@ from ...ops.selection import Selection, top_k
 from ...plans.plan import Kept, Plan, Stage
 from ...plans.schedule import check_layers, decay, scale_layers, segment_lengths
 from ...plans.shape import VisualShape
-from ..method import SCORES, Method, check_score, one_way
+from ..method import SCORES, InDecoder, check_score, one_way
 from ..options import option, spell
 from ..registry import register
 
@@ -29,7 +29,7 @@ PRESETS = {  # (layers of 32, λ), see configs/methods/pyramiddrop.yaml
 
 @register("pyramiddrop")
 @dataclass(frozen=True, kw_only=True)
-class PyramidDrop(Method):
+class PyramidDrop(InDecoder):
     """Counts int(N), int(N λ), int(N λ²) … with λ solved so that the mean over layers is `tokens`."""
 
     score: str = option("text", "the prompt's last token, or attention received from visual tokens", allowed=SCORES)
@@ -68,7 +68,7 @@ class PyramidDrop(Method):
             Stage(layer, Kept(int(shape.tokens * share)), pick, layer, "row" if text else "visual")
             for layer, share in zip(at, kept)
         )
-        return Plan("pyramiddrop", shape, stages=stages, text_guided=text)
+        return self.placed(Plan("pyramiddrop", shape, stages=stages, text_guided=text))
 
 
 def solve(layers: tuple[int, ...], depth: int, fraction: float) -> tuple[float, ...] | None:

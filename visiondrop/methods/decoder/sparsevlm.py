@@ -22,7 +22,7 @@ from ...ops.selection import Selection, complement, gather_rows, top_k
 from ...plans.plan import Kept, Plan, Stage
 from ...plans.schedule import check_layers, nearest, scale_layers
 from ...plans.shape import VisualShape
-from ..method import Method
+from ..method import InDecoder
 from ..options import option, spell
 from ..registry import register
 
@@ -33,7 +33,7 @@ TABLE_TOKENS = 576
 
 @register("sparsevlm")
 @dataclass(frozen=True, kw_only=True)
-class SparseVLM(Method):
+class SparseVLM(InDecoder):
     """The authors' tables for 192, 128, 96 and 64, which are means at layer outputs; the notes give both counts."""
 
     strict_budget: bool = option(False, "on = amounts between the tables whose mean at layer inputs is `tokens`")
@@ -69,7 +69,8 @@ class SparseVLM(Method):
         )
         notes = (_both_counts(tokens, [shape.tokens, *(stage.keep for stage in stages)], at, shape.layers),)
         seeded = self.noise is None
-        return Plan("sparsevlm", shape, stages=stages, text_guided=True, seeded=seeded, begin=find_raters, notes=notes)
+        told = {"text_guided": True, "seeded": seeded, "begin": find_raters, "notes": notes}
+        return self.placed(Plan("sparsevlm", shape, stages=stages, **told))
 
     def _kept(self, tokens: int | None, shape: VisualShape, at: Sequence[int]) -> Sequence[int] | None:
         """Tokens kept by each stage at the layers `at`, clusters not counted; None where the budget is out of reach."""

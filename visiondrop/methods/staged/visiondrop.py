@@ -20,7 +20,7 @@ from ...plans.plan import EncoderStage, Kept, Plan, Stage
 from ...plans.schedule import check_layers, geometric, nearest, scale_layers, segment_lengths, split
 from ...plans.shape import VisualShape
 from ..early import CutsEarly
-from ..method import SCORES, check_score
+from ..method import SCORES, InDecoder, check_score
 from ..options import option
 from ..registry import register
 
@@ -31,7 +31,7 @@ DOMINANT_RATIO = 7 / 8  # reproduces the published pairs 42+6, 30+5, 22+4, 16+3
 
 @register("visiondrop")
 @dataclass(frozen=True, kw_only=True)
-class VisionDrop(CutsEarly):
+class VisionDrop(CutsEarly, InDecoder):
     """Counts fall geometrically from the first stage so that their mean over layers is `tokens`."""
 
     score: str = option("visual", "in the decoder's stages: visual, or text (last prompt token)", allowed=SCORES)
@@ -80,7 +80,7 @@ class VisionDrop(CutsEarly):
             for layer, n in zip(at, counts[1:])
         )
         plan = Plan("visiondrop", shape, encoder=first_stage, stages=stages, text_guided=text)
-        return self.cut_early(plan)
+        return self.placed(self.cut_early(plan))
 
     def _first_stage(self, tokens: int, shape: VisualShape) -> int:
         """Tokens per unit that enter the decoder."""

@@ -20,7 +20,7 @@ from ...plans.plan import EncoderStage, Kept, Plan, Stage
 from ...plans.schedule import check_layers, nearest, scale_layers
 from ...plans.shape import VisualShape
 from ..decoder.pyramiddrop import by_text
-from ..method import Method
+from ..method import InDecoder
 from ..options import option
 from ..registry import register
 
@@ -38,7 +38,7 @@ PRESETS = {"author-64": (96, 32)}  # T and tokens behind the cut, see configs/me
 
 @register("vscan")
 @dataclass(frozen=True, kw_only=True)
-class VScan(Method):
+class VScan(InDecoder):
     """T of 1.5 budgets from the encoder, half a budget from the middle of the decoder on."""
 
     keep: tuple[int, ...] | None = option(
@@ -84,7 +84,7 @@ class VScan(Method):
             notes=(rule(stated, local, chosen), *([UNPADDED] if shape.source == "anyres" else [])),
         )
         mean = (kept * shape.units * at[0] + final * (shape.layers - at[0])) / shape.layers
-        return plan if tokens is None or abs(mean - tokens * shape.scale) <= 1 else None
+        return self.placed(plan) if tokens is None or abs(mean - tokens * shape.scale) <= 1 else None
 
     def _amounts(self, tokens: int | None, shape: VisualShape) -> tuple[int, int]:
         """T per unit as the authors state it, and the tokens of the whole image behind the cut."""
