@@ -73,6 +73,7 @@ def row(
 
 def write(folder: Path, *made: dict[str, Any]) -> Path:
     """The rows in a results file."""
+    folder.mkdir(exist_ok=True)
     file = folder / "made-up.jsonl"
     for one in made:
         rows.append(file, one)

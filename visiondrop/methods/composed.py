@@ -113,15 +113,14 @@ class Composed(Method):
                 f"decoder={self.decoder.name!r} acts after the vision tower too: give a method that acts inside the language "
                 "model only, such as fastv, or visiondrop with encoder=off"
             )
-        own = getattr(self.decoder, "positions", None) is None  # what is asked for holds from the picture on
-        positions = "entry" if first.encoder is not None and rest.positions == "original" and own else rest.positions
+        renumbered = first.encoder is not None and "positions" not in self.decoder.options()
         return replace(
             rest,
             method=self.name,
             shape=shape,
             encoder=first.encoder,
             tower=first.tower,
-            positions=positions,
+            positions="entry" if renumbered and rest.positions == "original" else rest.positions,
             text_guided=first.text_guided or rest.text_guided,
             question=first.question,
             extra_flops=first.extra_flops,
