@@ -22,6 +22,7 @@ from visiondrop.families import loading, register
 from visiondrop.families.views import View, pictures
 from visiondrop.plans.flops import ModelDims, model_dims
 from visiondrop.plans.shape import VisualShape
+from visiondrop.shipped import shipped
 from visiondrop.tower.clip_text import published
 
 
@@ -159,6 +160,7 @@ def load(path: str, dtype: torch.dtype) -> Loaded | loading.HubLoaded:
 
     On the accelerator, or on the CPU where there is none.
     """
+    path = shipped(path)
     if loading.served_here(path):
         return loading.load(path, dtype)
     tokenizer, model, image_processor, _ = load_pretrained_model(
@@ -181,6 +183,7 @@ def shape_of(path: str) -> VisualShape:
 
     Raises VisionDropError for what is missing or damaged in the folder.
     """
+    path = shipped(path)
     if loading.served_here(path):
         return loading.shape_of(path)
     config = read_checkpoint(path).config

@@ -18,6 +18,7 @@ from eval.errors import EvaluationError
 from eval.files import ROOT
 from visiondrop.plans.flops import LLAVA_7B, ModelDims
 from visiondrop.plans.shape import VisualShape, feature_layer
+from visiondrop.shipped import shipped
 
 WHOLE = 64 * 2**20  # files up to this size are hashed whole, larger ones by samples
 STEP, SAMPLE = 4 * 2**20, 4096  # every matrix of a 7B model is larger than a step, so each is sampled
@@ -209,6 +210,7 @@ def checkpoint(model: str) -> Checkpoint:
     Raises:
         EvaluationError: the folder, its configuration or the network is missing.
     """
+    model = shipped(model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         path, name, file = str(folder.resolve()), folder.resolve().name, folder / "config.json"

@@ -20,6 +20,7 @@ from llava.checkpoints.video import is_video
 from llava.checkpoints.weights import read_weights
 from llava.config import LlavaConfig
 from visiondrop.errors import UnsupportedError, VisionDropError
+from visiondrop.shipped import shipped
 
 MODEL_TYPES = ("llava", "llava_llama", "llava_mistral", "llava_next", "video_llava")
 DECODERS = ("llama", "mistral")  # Mistral without its window computes what LLaMA computes, under the same names
@@ -144,7 +145,7 @@ def resolve_folder(name: str | os.PathLike, what: str) -> Path:
     """Local folder of `name`, a path or a hub id (downloaded into, or found in, the hub's cache). `what` names it in
     errors.
     """
-    path = Path(name).expanduser()
+    path = Path(shipped(name)).expanduser()
     if path.is_dir():
         return path
     if path.exists():

@@ -4,6 +4,8 @@ engine = Engine(loader().load("checkpoints/testbed", torch.float32))
 found = engine.compare(picture, "What color is the star?", 64, ["visiondrop", "vispruner+fastv"])
 """
 
+import ctypes
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,7 +123,14 @@ class Engine:
         Raises:
             VisionDropError: the picture or the question cannot be used.  What one method refuses is in its outcome.
         """
-        return self._worker.submit(self._compare, picture, question, tokens, methods).result()
+        return self._worker.submit(self._within, picture, question, tokens, methods).result()
+
+    def _within(self, *request: Any) -> Comparison:
+        """One request, after which freed memory goes back to the system."""
+        try:
+            return self._compare(*request)
+        finally:
+            trim_memory()
 
     def _compare(self, picture: Any, question: str, tokens: Budget, methods: Sequence[str]) -> Comparison:
         with torch.no_grad():
@@ -161,6 +170,13 @@ class Engine:
         config, ids = self.loaded.model.config, inputs["input_ids"][0].tolist()
         holes = {PLACEHOLDER_ID, getattr(config, "image_token_id", None), getattr(config, "video_token_id", None)}
         return [length - sum(token not in holes for token in ids)] * self.shape.layers
+
+
+def trim_memory() -> None:
+    """Has the GNU C library return what is free; requests of many sizes else leave ever more holes.  Elsewhere nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _tried(name: str, shape: VisualShape) -> Any:

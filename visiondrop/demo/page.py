@@ -19,6 +19,9 @@ from .state import DEFAULT_METHODS, DEFAULT_TOKENS, MOST_METHODS, OWN, State, ch
 logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 WAITING = 16  # requests in the queue; the next is refused
+SESSIONS = (
+    2 * WAITING
+)  # Gradio keeps what a tab's fields and results held, pictures too, of this many tabs (else of 10,000)
 COUNT, SHARE = "tokens", "% of the picture's"
 PREVIEW = 480  # longest side of a thumbnail's picture, in pixels
 
@@ -61,6 +64,7 @@ class Page:
                 **{k: v for k, v in found.items() if k != "inputs"},
             )
             gr.on([run.click, inputs[1].submit], self.answer, **found)
+        blocks.state_session_capacity = SESSIONS
         blocks.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
         return blocks
 
