@@ -1,6 +1,6 @@
 """The paired comparisons behind docs/findings.md, as configs/comparisons.yaml lists them.
 
-    python -m figures.comparisons [--model M] [--protocol P] [--runs results/runs]
+    python -m figures.comparisons [--table pretrained] [--model M] [--protocol P] [--runs results/runs]
 
 Needs the single answers of the runs (results/runs), which are not committed; writes results/comparisons/<variant>.csv
 and .md, which are.  Every pair gets a paired bootstrap interval and McNemar's exact test; p-values over all questions
@@ -46,9 +46,10 @@ def folder_of(
     return runs / found.iloc[-1]["folder"]
 
 
-def pairs(raw: dict[str, Any]) -> list[tuple[str, str, str, int]]:
-    """(claim, a, b, tokens) of all comparisons."""
-    return [(c["claim"], p["a"], p["b"], t) for c in raw["claims"] for p in c["pairs"] for t in p["tokens"]]
+def pairs(raw: dict[str, Any], table: str) -> list[tuple[str, str, str, int]]:
+    """(claim, a, b, tokens) of all comparisons of an entry of configs/tables.yaml."""
+    claims = [c for c in raw["claims"] if c.get("only", table) == table]
+    return [(c["claim"], p["a"], p["b"], t) for c in claims for p in c["pairs"] for t in p["tokens"]]
 
 
 def holm(values: pd.Series) -> pd.Series:
@@ -66,7 +67,7 @@ def compute(variant: Variant, model: str, table: pd.DataFrame, runs: Path) -> pd
     kinds = [c.metric for c in variant.columns if c.metric] if single else []
     names = [variant.columns[0].benchmark] if single else raw["benchmarks"]
     out = []
-    for claim, a, b, tokens in tqdm(pairs(raw), desc="comparisons"):
+    for claim, a, b, tokens in tqdm(pairs(raw, variant.name), desc="comparisons"):
         for benchmark in names:
             column = Column(benchmark, benchmark)
             folders = [folder_of(table, variant, model, entry_of(w, tokens), column, runs) for w in (a, b)]
@@ -125,13 +126,18 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m figures.comparisons", description=__doc__.split("\n")[0])
     choose.add_arguments(parser)
+    parser.add_argument("--table", default="figure2", choices=("figure2", "pretrained"), help="whose models and kinds")
     parser.add_argument("--runs", type=Path, default=ROOT / "results" / "runs")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
-    variant, model = choose.chosen("figure2", args)
+    variant, model = choose.chosen(args.table, args)
     frame = compute(variant, model, cells.load_rows(choose.result_files(args.results)), args.runs)
     csv = frame.round(6).to_csv(index=False, lineterminator="\n")
-    render.save({".csv": csv, ".md": markdown(frame, model)}, args.out, variant.kind)
+    render.save(
+        {".csv": csv, ".md": markdown(frame, model)},
+        args.out,
+        variant.kind if variant.name == "figure2" else variant.name,
+    )
     return 0
 
 

@@ -23,7 +23,7 @@ from figures.data.settings import Variant
 from figures.look import render
 from visiondrop.errors import VisionDropError, command_line
 
-CONTROLS = "controls"  # a table of the testbed only
+OURS = ("controls", "pretrained")  # tables of a testbed only
 
 
 def costs(variant: Variant, lines: pd.DataFrame) -> pd.DataFrame:
@@ -85,7 +85,7 @@ def build(variant: Variant, model: str, table: pd.DataFrame) -> dict[str, str]:
     lines = cells.long_table(variant, model, table)
     every = pd.concat([lines, cells.averages(variant, lines)], ignore_index=True)
     extra, unit = costs(variant, lines), "TFLOPs" if variant.kind == "paper" else "GFLOPs"
-    number = "" if variant.name == CONTROLS else variant.name.replace("table", "Table ") + ": "
+    number = "" if variant.name in OURS else variant.name.replace("table", "Table ") + ": "
     title = number + variant.title + ("" if variant.kind == "paper" else " (testbed)")
     out = {".csv": render.csv(every)}
     for suffix, style, write in ((".md", render.MARKDOWN, render.markdown), (".tex", render.LATEX, render.latex)):
@@ -95,7 +95,8 @@ def build(variant: Variant, model: str, table: pd.DataFrame) -> dict[str, str]:
     return out
 
 
-@page(CONTROLS, Table(CONTROLS), folder=TABLES)
+@page("pretrained", Table("pretrained"), folder=TABLES)
+@page("controls", Table("controls"), folder=TABLES)
 @page("table3", Table("table3"), folder=TABLES)
 @page("table2", Table("table2"), folder=TABLES)
 @page("table1", Table("table1"), folder=TABLES)
@@ -110,10 +111,10 @@ def write(variant: Variant, model: str, table: pd.DataFrame, name: str, out: Pat
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m figures.tables", description=__doc__.split("\n")[0])
-    parser.add_argument("table", choices=("1", "2", "3", CONTROLS))
+    parser.add_argument("table", choices=("1", "2", "3", *OURS))
     write.add_arguments(parser)
     args = parser.parse_args(argv)
-    pages.get(args.table if args.table == CONTROLS else f"table{args.table}").run(args)
+    pages.get(args.table if args.table in OURS else f"table{args.table}").run(args)
     return 0
 
 

@@ -8,7 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("visiondrop", "llava", "eval", "testbed", "figures")
-LEAVES = {"visiondrop.errors", "visiondrop.compat", "visiondrop._versions"}  # everybody may import these
+LEAVES = {
+    "visiondrop.errors",
+    "visiondrop.shipped",
+    "visiondrop.compat",
+    "visiondrop._versions",
+}  # everybody may import these
 # Inside visiondrop: what stands in a room may import from the rooms before it, and from its own.
 FLOORS = (
     "visiondrop.plans",

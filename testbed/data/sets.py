@@ -4,7 +4,8 @@
     python -m testbed.data.sets --chance              # chance levels of every kind, and the sets' digests
 
 Set `test` is asked once per finished model, `validation` is for choosing, `quick` (other scenes of the test split)
-for a first look. A row names its scene by split and number; the picture is drawn when it is asked for (2 ms), so a
+for a first look; `pretrained` (140, again other scenes) is the test set of the testbed with a pretrained decoder, so
+small that all its methods are asked within an hour on one core. A row names its scene by split and number; the picture is drawn when it is asked for (2 ms), so a
 set is 100 kB. Kinds are equally frequent, answers of a kind as equal as the scenes allow, up to four questions share
 a picture.
 """
@@ -207,6 +208,7 @@ SETS = {
     "validation": SetSpec("validation", 0, 2240),
     "test": SetSpec("test", 0, 2240),
     "quick": SetSpec("test", 100_000, 500),
+    "pretrained": SetSpec("test", 200_000, 140),
 }
 FAMILY = Family(
     dataset="visiondrop-testbed",

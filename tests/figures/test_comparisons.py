@@ -86,13 +86,23 @@ def test_every_listed_run_belongs_to_a_table_or_figure():
         made = {(e.method, e.tokens, str({k: v for k, v in e.options.items() if k != "seed"}))
                 for name in ("table1", "figure2", "figure6", "controls") if kind in settings.load()[name]
                 for e in settings.load()[name][kind].entries}  # fmt: skip
-        for _, a, b, tokens in comparisons.pairs(raw):
+        for _, a, b, tokens in comparisons.pairs(raw, "figure2"):
             for words in (a, b):
                 entry = comparisons.entry_of(words, tokens)
                 visiondrop.plan(entry.method, None if entry.is_base else tokens, layers=layers, options=entry.options)
                 plain = str({k: v for k, v in entry.options.items() if k != "seed"})
                 if kind == "testbed" and not entry.is_base:
                     assert (entry.method, tokens, plain) in made, words
+
+
+def test_claims_about_one_table_are_compared_for_it_alone():
+    raw = yaml.safe_load(comparisons.FILE.read_text())
+    variant = settings.load()["pretrained"]["testbed"]
+    shown = {(e.method, e.tokens) for e in variant.entries}
+    both, base = comparisons.pairs(raw, "pretrained"), comparisons.pairs(raw, "figure2")
+    more = [pair for pair in both if pair not in base]
+    assert set(base) < set(both) and {tokens for *_, tokens in more} == {192, 128, 64}
+    assert all((words.split()[0], tokens) in shown for _, a, b, tokens in more for words in (a, b))
 
 
 def test_readme_tables_come_from_files(tmp_path, capsys):

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import StoppingCriteriaList
 
+from eval.results import fingerprint
 from llava.checkpoints import read as checkpoint
 from llava.config import LlavaConfig
 from llava.mm_utils import KeywordsStoppingCriteria, process_images, tokenizer_image_token
@@ -33,6 +34,8 @@ from tests.support.checkpoints import (
     write_original,
 )
 from tests.support.loading import LAYERS, edit, load, refuses
+from visiondrop.families import loader
+from visiondrop.shipped import CHECKPOINTS, shipped
 
 LAYOUTS = {
     "separate-safetensors-model": (write_original, dict(tower="separate", weights="safetensors", tokenizer="model")),
@@ -310,3 +313,13 @@ def test_missing_preprocessor_config_means_clip_settings(copy):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8))
     config = LlavaConfig(image_aspect_ratio="pad")
     assert torch.equal(process_images([image], processor, config), process_images([image], reference, config))
+
+
+def test_a_short_name_is_the_shipped_checkpoint_unless_a_folder_here_has_it(tmp_path, monkeypatch):
+    assert shipped("testbed-next") == str(CHECKPOINTS / "testbed-next") and shipped("testbed-old") == "testbed-old"
+    assert shipped("../checkpoints") == "../checkpoints" and shipped("liuhaotian/testbed") == "liuhaotian/testbed"
+    monkeypatch.chdir(tmp_path)
+    assert fingerprint.checkpoint("testbed").path == str(CHECKPOINTS / "testbed")
+    assert loader().shape_of("testbed-next").nominal == 2880
+    (tmp_path / "testbed-next").mkdir()
+    assert shipped("testbed-next") == "testbed-next"

@@ -333,3 +333,12 @@ def test_the_examples_file_is_complete():
     told = json.loads((media.EXAMPLES / "examples.json").read_text())
     files = {p.name for p in media.EXAMPLES.iterdir()} - {"examples.json"}
     assert {e["file"] for e in told.values()} == files
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_a_request_freed_goes_back_to_the_system(engine, scene, monkeypatch, refused):
+    trimmed = []
+    monkeypatch.setattr("visiondrop.demo.engine.trim_memory", lambda: trimmed.append(threading.current_thread().name))
+    with contextlib.suppress(VisionDropError):
+        engine.compare(scene[0], "what is <image>?" if refused else scene[1], 64, [])
+    assert len(trimmed) == 1 and trimmed[0].startswith("visiondrop-engine")

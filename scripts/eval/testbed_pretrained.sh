@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# The testbed with a pretrained decoder (bash scripts/testbed/pretrained.sh makes it): bash scripts/eval/testbed_pretrained.sh 64 [--method M] …
+exec bash "$(dirname "${BASH_SOURCE[0]}")/_run.sh" testbed_pretrained "$@"
