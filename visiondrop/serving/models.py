@@ -70,12 +70,17 @@ class Pruned(VllmModel):
     def _encoded(self, setting: Setting, plan: Plan, pictures: Sequence[Picture]) -> Sequence[Tensor]:
         """Tower, encoder stage and projector for pictures of one shape."""
         vision = self.vision_tower.vision_model
-        gather = tensor_model_parallel_all_gather if self.split_tower else _as_it_is
+        gather = _gathered if self.split_tower else _as_it_is
         tower = Tower(vision, self.config.vision_config.num_attention_heads, watched(plan), gather)
         newline: Any = getattr(self, "image_newline", None)
         eyes = Eyes(tower, plan.shape.feature_layer + 1, self.multi_modal_projector, newline)
         pruner, ordinals = self.images.pruner(setting), list(range(len(pictures)))
         return encode(pruner, eyes, pictures, ordinals, len(pictures)).rows
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """[U, R, h * E] of this process's heads -> [U, R, H * E] of all; a part of a fused projection is not contiguous."""
+    return tensor_model_parallel_all_gather(rows.contiguous())
 
 
 def _as_it_is(rows: Tensor) -> Tensor:
