@@ -85,8 +85,9 @@ def forced(model: Model, inputs: Mapping[str, Any], ids: Tensor, end: int | None
 
     Args:
         inputs: of one prompt; ids: [A] the answer; end: where the prompt ends, for scores that read the question.
+            Or inputs of B prompts of one length with ids [B, A]: then the logits are [B, A, V].
     """
-    tail = ids[None, :-1].to(inputs["input_ids"].device)
+    tail = ids[..., :-1].view(len(inputs["input_ids"]), -1).to(inputs["input_ids"].device)
     given = dict(inputs)
     given["input_ids"] = torch.cat([inputs["input_ids"], tail], dim=1)
     for name, value in inputs.items():  # attention_mask, mm_token_type_ids and the like go along with the ids
@@ -94,10 +95,10 @@ def forced(model: Model, inputs: Mapping[str, Any], ids: Tensor, end: int | None
             new = torch.ones_like(tail) if name == "attention_mask" else torch.zeros_like(tail)
             given[name] = torch.cat([value, new.to(value.dtype)], dim=1)
     pruner = current_pruner(model)
-    with nullcontext() if end is None or pruner is None else pruner.frozen_prompt([[end]]):
-        output = model(**given, use_cache=True, logits_to_keep=len(ids))
-    cache = output[CACHE]
-    return output.logits[0, -len(ids) :], cache.get_seq_length()
+    with nullcontext() if end is None or pruner is None else pruner.frozen_prompt([[end]] * len(tail)):
+        output = model(**given, use_cache=True, logits_to_keep=ids.shape[-1])
+    logits = output.logits[:, -ids.shape[-1] :]
+    return logits if ids.ndim == 2 else logits[0], output[CACHE].get_seq_length()
 
 
 def compare(held: Reference, logits: Tensor) -> dict[str, Any]:
