@@ -11,7 +11,9 @@ with the rows of a smaller one.
 """
 
 import argparse
+import math
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,8 +103,12 @@ def read(
                 store.add("cell", sample=numbers[r], setting=setting.name, **compare(one, x))
 
 
-def measure(model: str, data: str, questions: int, folder: Path, out: Path) -> None:
-    """The table that all draws share: the first questions of a set under every setting, one line per setting."""
+def measure(model: str, data: str, questions: int, folder: Path, out: Path, minutes: float = math.inf) -> None:
+    """The table that all draws share: questions under every setting, one line per setting.
+
+    Args:
+        questions: the first N of the set; minutes: read no further after these; the table holds what was read.
+    """
     samples, _ = read_samples(data)
     loaded = loader().load(model, torch.float32)
     settings, _ = settings_of(METHODS, TOKENS, adapter_for(loaded.model).shape())
@@ -110,19 +116,26 @@ def measure(model: str, data: str, questions: int, folder: Path, out: Path) -> N
     store, work = Rows(folder, identity), {}
     if store.certificate is None:
         store.add("run", identity=identity)
-    numbers = range(min(questions, len(samples)))
-    left = {i: samples[i] for i in numbers if not all((i, s.name) in store.cells for s in settings)}
+
+    def known(i: int) -> bool:
+        return all((i, setting.name) in store.cells for setting in settings)
+
+    left = {i: sample for i, sample in enumerate(samples[:questions]) if not known(i)}
+    end = time.monotonic() + 60 * minutes
     with visiondrop.apply(loaded.model, "none") as handle, tqdm(total=len(left), unit="question") as bar:
         for some, inputs in batches(left, loaded):
+            if time.monotonic() > end:
+                break
             with shared_towers(loaded.model):
                 read(handle, loaded, some, inputs, settings, store)
             bar.update(len(some))
         for setting in settings:
             with under(handle, setting):
                 work[setting.name] = {"tflops": handle.ledger.flops / 1e12, "mean": handle.ledger.mean}
+    numbers = [i for i in range(min(questions, len(samples))) if known(i)]
     about = record.certificate("cpu", "float32") | {"model": Path(model).name, "data": data}
     counted = [store.cells[i, settings[0].name]["tokens"] for i in numbers]
-    keys = {"pictures": [samples[i].key for i in numbers], "tokens": counted}
+    keys = {"samples": numbers, "pictures": [samples[i].key for i in numbers], "tokens": counted}
     lines = [{"kind": "advise-questions", **about, **keys}]
     for name, cost in work.items():
         mine = [store.cells[i, name] for i in numbers]
@@ -257,10 +270,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=OUT, help="rows; the page stands beside them")
     parser.add_argument("--questions", type=int, default=1000, help="the first N of the set (default: 1000)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="read no further after these")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     if not args.report:
-        measure(args.model, args.data, args.questions, args.folder, args.out)
+        measure(args.model, args.data, args.questions, args.folder, args.out, args.minutes)
     table = Table(record.load([args.out]), rows.load(args.results, strict=True)[0])
     write_whole(args.out.with_suffix(".md"), page(table))
     print(page(table))
