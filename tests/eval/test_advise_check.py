@@ -39,12 +39,12 @@ def test_a_draw_is_what_advise_finds(measured):
     table, advice, folder = measured
     theirs = {s.name: s for s in advice.found[1:]}
     assert len(theirs) == 3
-    for mine in table.found(range(30)):
+    for mine in table.found(range(30), 0.01):
         its = theirs[mine.name]
         assert (mine.agreement, mine.interval, mine.same_answers) == (its.agreement, its.interval, its.same_answers)
         assert (mine.samples, mine.dropped, mine.tflops) == (its.samples, its.dropped, its.tflops)
         assert mine.kl == pytest.approx(its.kl, abs=1e-5)
-    best = advise_check.recommend(table.found(range(30)), 0.01)
+    best = advise_check.recommend(table.found(range(30), 0.01), 0.01)
     assert (best.name if best else None) == (advice.best.name if advice.best else None)
     lines = [json.loads(line) for line in (folder / "run" / "rows.jsonl").read_text().splitlines()]
     cells = [(line["sample"], line["setting"]) for line in lines if line["kind"] == "cell"]

@@ -12,7 +12,10 @@ from .measure import prepare, under
 from .samples import Sample
 from .settings import Setting
 
-SERVED = ("visionzip", "vispruner", "scope", "random", "uniform", "pool")  # no stage inside the decoder
+SERVED = (  # done before decoder layer 1, and vLLM has what they read
+    *("visionzip", "vispruner", "visiondrop-encoder", "divprune", "scope", "holov", "hiprune", "prunesid", "flowcut"),
+    *("random", "uniform", "pool"),
+)
 
 
 def text(advice: Any) -> str:
@@ -69,10 +72,9 @@ def use(advice: Any) -> list[str]:
         return []
     method, _, tokens = advice.best.name.partition(":")
     budget = tokens if tokens.isdigit() else repr(tokens)
-    override = f'{{"visiondrop": {{"method": "{method}", "tokens": {tokens if tokens.isdigit() else f"{chr(34)}{tokens}{chr(34)}"}}}}}'
-    served = f"vllm serve MODEL --hf-overrides '{override}'   # needs the vLLM plug-in"
+    served = f"visiondrop serve MODEL --method {method} --tokens {tokens}   # docs/serving.md"
     if method not in SERVED:
-        served = f"# vllm serve: {method} prunes inside the decoder or before it, which the server cannot do"
+        served = f"# visiondrop serve: {method} goes on inside the decoder or reads the question, which vLLM cannot do"
     return [
         "import visiondrop",
         f'handle = visiondrop.apply(model, method="{method}", tokens={budget})',
