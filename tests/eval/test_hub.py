@@ -17,7 +17,7 @@ from eval.models.plugin import WRAPPERS
 from eval.results import rows
 from eval.results.folder import RunFiles
 from eval.settings import ModelSettings
-from tests.support import datasets_small, hub_folders
+from tests.support import datasets_more, datasets_small, hub_folders
 
 QUESTIONS = 6
 
@@ -45,13 +45,15 @@ def place(tmp_path_factory, family):
         family, root / "tiny", side=16 if family == "qwen3_vl" else 14
     )  # what its wrapper takes for granted
     datasets_small.write_gqa(root / "data", QUESTIONS)
+    for name in ("docvqa", "mmmu", "refcoco"):
+        datasets_more.WRITERS[name](root / "data")
     with dataset_cache(root / "cache"):
         yield root
 
 
-def arguments(place, folder, *more) -> list[str]:
+def arguments(place, folder, *more, benchmark: str = "gqa") -> list[str]:
     places = ["--data", str(place / "data"), "--out", str(folder / "rows.jsonl"), "--runs", str(folder / "runs")]
-    return ["gqa", "--model", str(place / "tiny"), *places, *map(str, more)]
+    return [benchmark, "--model", str(place / "tiny"), *places, *map(str, more)]
 
 
 def last(folder) -> tuple[dict, list[str]]:
@@ -95,8 +97,9 @@ def alike(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(same)
 
 
-def test_requests_and_answers_are_the_bare_wrappers(place, family, tmp_path, monkeypatch):
-    command = arguments(place, tmp_path, "--method", "none")
+@pytest.mark.parametrize("benchmark", ["gqa", "docvqa", "mmmu", "refcoco_val"])
+def test_requests_and_answers_are_the_bare_wrappers(place, family, tmp_path, monkeypatch, benchmark):
+    command = arguments(place, tmp_path, "--method", "none", benchmark=benchmark)
     ours = requests_of(monkeypatch, lambda: run.main(command))
     row, answers = last(tmp_path)
     with monkeypatch.context() as patch:

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# The grounded testbed under a visual token budget: bash scripts/eval/testbed_grounded.sh 64 --model runs/testbed-grounded/checkpoint [--method M] …
+exec bash "$(dirname "${BASH_SOURCE[0]}")/_run.sh" testbed_grounded "$@"
