@@ -372,7 +372,10 @@ def ask_without_browser(address: str, button: int, number: int) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the process's memory is read from /proc")
 def test_memory_stays_flat_over_many_requests(server):
-    """Without `trim_memory` and `SESSIONS` the last hundred add about 50 MB."""
+    """Without `trim_memory` and `SESSIONS` a hundred requests add about 50 MB.
+
+    Measured once all budgets were seen: for bfloat16, oneDNN keeps a kernel for each of the last 1,024 shapes.
+    """
     process, address = server
     config = json.loads(answer_to(address, "/config")[1])
     names = {c["id"]: c["props"].get("elem_id") for c in config["components"]}
@@ -380,7 +383,7 @@ def test_memory_stays_flat_over_many_requests(server):
     held = []
     for number in range(140):
         ask_without_browser(address, button, number)
-        if number in (39, 139):
+        if number in (69, 139):
             status = Path(f"/proc/{process.pid}/status").read_text()
             held.append(int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1024)
     print(held)
