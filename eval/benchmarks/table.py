@@ -20,7 +20,7 @@ COUNTS = (
     *("videomme", "mvbench", "mlvu", "longvideobench", "egoschema"),
 )
 PROTOCOLS = ("offline", "paper")
-OPTIONAL = {"group", "upload", "server", "model", "conversation", "drawn", "imports", "videos"}
+OPTIONAL = {"group", "upload", "server", "model", "conversation", "drawn", "imports", "videos", "form"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Benchmark:
     drawn: str | None = None
     imports: tuple[str, ...] = ()
     videos: str | None = None
+    form: str = "video"
 
     @property
     def default_model(self) -> str:

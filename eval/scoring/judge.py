@@ -1,7 +1,8 @@
-"""Free-form answers judged by a language model: yes or no, and a mark from 0 to 5.
+"""Free-form answers judged by a language model: yes or no and a mark from 0 to 5, or MM-Vet's mark from 0 to 1.
 
-The protocol is that of Video-ChatGPT and Video-LLaVA (question, right answer and given answer go to a chat model, which
-returns a small dictionary); the wording is ours.  The judge is any OpenAI-compatible endpoint.  Every reply is stored
+Videos: the protocol is that of Video-ChatGPT and Video-LLaVA (question, right answer and given answer go to a chat model, which
+returns a small dictionary); the wording is ours.  MM-Vet: its authors' prompt with their worked examples, as lmms-eval has it.  The
+judge is any OpenAI-compatible endpoint.  Every reply is stored
 as it comes, so a second start asks only what is missing; a reply that is no verdict is counted and shown, never
 guessed.
 No `openai` client: it follows redirects, which may carry the key elsewhere, and knows nothing of a stop that ends all waits.
@@ -12,6 +13,7 @@ The key is read from the environment variable OPENAI_API_KEY and goes nowhere bu
 
 import ast
 import hashlib
+import importlib.util
 import ipaddress
 import json
 import math
@@ -21,8 +23,10 @@ import re
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,10 +55,10 @@ USER = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """One readable reply: right or not, and the mark 0 … 5."""
+    """One readable reply: right or not, and the mark 0 … 5, of MM-Vet 0 … 1."""
 
     right: bool
-    mark: int
+    mark: float
 
 
 def read_verdict(reply: str) -> Verdict | None:
@@ -73,6 +77,28 @@ def read_verdict(reply: str) -> Verdict | None:
     return None
 
 
+def read_mark(reply: str) -> Verdict | None:
+    """MM-Vet's mark, the first word of a reply, or None."""
+    try:
+        mark = float(reply.split()[0])
+    except (ValueError, IndexError):
+        return None
+    return Verdict(mark == 1, mark) if 0 <= mark <= 1 else None
+
+
+@cache
+def mmvet_prompt() -> str:
+    """The prompt of lmms-eval's task, read from its file: importing it asks for a key of OpenAI's client."""
+    spec = importlib.util.find_spec("lmms_eval")
+    file = Path(next(iter(spec.submodule_search_locations))) / "tasks" / "mmvet" / "utils.py"
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "MM_VET_PROMPT":
+            return ast.literal_eval(node.value)
+    raise EvaluationError(
+        f"{file} holds no MM_VET_PROMPT: install the version of lmms-eval that requirements.txt names"
+    )
+
+
 class Unavailable(EvaluationError):
     """The judge gave no reply that could be used."""
 
@@ -88,11 +114,13 @@ class Judge:
     """A chat model behind an OpenAI-compatible address.
 
     Attributes:
-        name: "MODEL at ADDRESS", as it stands in result rows.
+        name: "MODEL at ADDRESS", as it stands in result rows; form: what is asked and how a reply is read.
         stop: set to make waiting requests give up at once.
     """
 
-    def __init__(self, url: str, model: str, timeout: float = 60.0, attempts: int = 6, pause: float = 1.0):
+    def __init__(
+        self, url: str, model: str, timeout: float = 60.0, attempts: int = 6, pause: float = 1.0, form: str = "video"
+    ):
         """Check the address; nothing is sent.
 
         Args:
@@ -114,7 +142,7 @@ class Judge:
         base = url.rstrip("/").removesuffix("/chat/completions")
         self.address, self.model = base + "/chat/completions", model
         self.name = f"{model} at {base}"
-        self.timeout, self.attempts, self.pause = timeout, attempts, pause
+        self.timeout, self.attempts, self.pause, self.form = timeout, attempts, pause, FORMS[form]
         self.stop = threading.Event()
         handlers: list = [_NoRedirect]
         if _is_loopback(parts.hostname):
@@ -127,7 +155,7 @@ class Judge:
         Raises:
             Unavailable: no reply after all attempts, or a refusal that asking again cannot change.
         """
-        body = {"model": self.model, "temperature": 0, "messages": messages(question, answer, prediction)}
+        body = {"model": self.model, "temperature": 0, "messages": self.form.messages(question, answer, prediction)}
         problem = ""
         for attempt in range(self.attempts):
             wait = self.pause * 2 ** (attempt - 1) * (1 + random.random() / 4) if attempt else 0.0
@@ -178,6 +206,23 @@ def messages(question: str, answer: str, prediction: str) -> list[dict[str, str]
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
 
 
+def graded(question: str, answer: str, prediction: str) -> list[dict[str, str]]:
+    """MM-Vet's single turn: the worked examples, then this question's line, left open."""
+    true = answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return [{"role": "user", "content": f"{mmvet_prompt()}\n{question} | {true} | {prediction} |"}]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a judge is asked, and how its reply is read."""
+
+    messages: Callable[[str, str, str], list[dict[str, str]]]
+    read: Callable[[str], Verdict | None]
+
+
+FORMS = {"video": Form(messages, read_verdict), "mmvet": Form(graded, read_mark)}
+
+
 def judge_samples(samples: list[dict[str, Any]], judge: Judge, folder: Path) -> list[Verdict | None]:
     """Verdicts for samples (doc_id, doc with `question` and `answer`, answer), asking only for those not yet stored.
 
@@ -193,7 +238,7 @@ def judge_samples(samples: list[dict[str, Any]], judge: Judge, folder: Path) -> 
         waiting = {key: sample for key, sample in zip(keys, samples) if store.get(key) is None}
         with tqdm(total=len(samples), initial=len(samples) - len(waiting), desc="verdicts", unit="q") as bar:
             _ask_all(waiting, judge, store, bar)
-        return [read_verdict(store.get(key)) for key in keys]
+        return [judge.form.read(store.get(key)) for key in keys]
     finally:
         store.close()
 
@@ -229,8 +274,9 @@ def _ask_all(waiting: dict[str, dict], judge: Judge, store: AnswerStore, bar) ->
 
 def _key(sample: dict[str, Any], judge: Judge) -> str:
     doc = sample["doc"]
-    chat = messages(doc["question"], doc["answer"], sample["answer"])
-    return question_key(sample["doc_id"], chat[1]["content"], {"judge": judge.name, "system": SYSTEM, "temperature": 0})
+    *system, user = judge.form.messages(doc["question"], doc["answer"], sample["answer"])
+    told = {"judge": judge.name, "temperature": 0} | {turn["role"]: turn["content"] for turn in system}
+    return question_key(sample["doc_id"], user["content"], told)
 
 
 def metrics(verdicts: list[Verdict | None]) -> dict[str, float]:
@@ -267,7 +313,7 @@ def judge_of(benchmark: Benchmark, url: str | None, model: str | None) -> Judge 
             f"{benchmark.title} under protocol {benchmark.protocol} is scored by a judge: give --judge-url and "
             "--judge-model (or --protocol offline, which compares words)"
         )
-    return Judge(url, model)
+    return Judge(url, model, form=benchmark.form)
 
 
 def judge_run(folder: RunFolder, judge: Judge) -> None:

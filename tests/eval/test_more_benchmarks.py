@@ -1,11 +1,16 @@
 """Documents, reasoning and grounding end to end: small data in the true schema, lmms-eval's unmodified tasks, hand counts."""
 
+import re
 from collections import defaultdict
 
 import pytest
+import yaml
 
+from eval import benchmarks
+from eval.files import ROOT
 from eval.models.llava import LlavaVisionDrop
 from tests.eval.test_checkpoint import write_answering_checkpoint
+from tests.eval.test_judge_client import Server
 from tests.eval.test_run import Place
 from tests.support import datasets_more
 from tests.support.datasets_small import colour_name
@@ -109,6 +114,38 @@ def test_boxes_by_hand(place, benchmark, monkeypatch):
     # picture 0: overlap 1; 1: 24 x 16 of 32 x 16, 0.75 (two descriptions); 2: 0; 3: 32 x 8 of 32 x 16 + 32 x 8, a third (two)
     assert row["score"] == pytest.approx(100 * 3 / 6)
     assert row["metrics"]["refcoco_IoU"] == pytest.approx((1 + 2 * 0.75 + 0 + 2 / 3) / 6, abs=1e-4)
+
+
+def test_mmvet_is_marked_by_a_judge_with_its_authors_prompt(place, monkeypatch):
+    """Marks of five answers, one of them unreadable; the request is the shipped task's, read from its source."""
+    monkeypatch.setattr("eval.models.llava.MAX_NEW_TOKENS", 4)
+    server, marks = Server(), ["1.0", "0.5 because", "0.0", "a lot", "0.25"]
+
+    def mark(number, body):
+        asked = body["messages"][0]["content"].splitlines()[-1]
+        return marks[int(re.search(r"thing (\d)", asked)[1])]
+
+    server.script = mark
+    judge = ("--protocol", "paper", "--judge-url", server.url, "--judge-model", "tiny")
+    assert place.run("mmvet", "--tokens", 16, *judge) == 0
+    row = place.rows("mmvet")[-1]
+    assert row["score"] == pytest.approx(100 * (1 + 0.5 + 0 + 0.25) / 4) and row["metrics"]["judge_unparsable"] == 1
+    assert row["metrics"]["judge_accuracy"] == pytest.approx(1 / 4)
+    said = {s["doc_id"]: s["answer"] for s in place.samples(row)}
+    last = {b["messages"][0]["content"].splitlines()[-1]: b["messages"] for _, _, b in server.seen}
+    assert set(last) >= {f"What color is thing 1? | {colour_name(1)} <AND> bright | {said[1]} |"}
+    shipped = (benchmarks.get("ai2d", "paper").folder.parent / "mmvet" / "utils.py").read_text()
+    prompt = next(iter(last.values()))[0]["content"]
+    assert prompt[: prompt.rindex("What color")].strip() in shipped and len(prompt) > 2000
+    assert place.run("mmvet", "--tokens", 16, *judge, "--force") == 0
+
+
+def test_mmvet_asks_as_the_shipped_task():
+    twin = yaml.safe_load(re.sub(r"!function \S+", "x", (ROOT / "eval" / "tasks" / "mmvet_answers.yaml").read_text()))
+    folder = benchmarks.get("ai2d", "paper").folder.parent / "mmvet"
+    shipped = yaml.safe_load(re.sub(r"!function \S+", "x", (folder / "mmvet.yaml").read_text()))
+    for key in ("dataset_path", "test_split", "generation_kwargs", "lmms_eval_specific_kwargs", "output_type"):
+        assert twin[key] == shipped[key]
 
 
 def test_a_group_runs_its_benchmarks_and_leaves_none_out(place, capsys):

@@ -82,4 +82,7 @@ def test_videos_that_are_not_there_are_told_before_anything_is_loaded(place, cap
         assert evaluate(place, "mlvu", "--option", "merge=off") == 2
     finally:
         (place / "data" / "elsewhere").rename(place / "data" / "mlvu")
-    assert f"holds no folder mlvu, where lmms-eval looks for the videos of {get('mlvu', 'offline').title}" in capsys.readouterr().err
+    assert (
+        f"holds no folder mlvu, where lmms-eval looks for the videos of {get('mlvu', 'offline').title}"
+        in capsys.readouterr().err
+    )

@@ -210,6 +210,23 @@ def write_refcoco(data: Path, name: str = "RefCOCO", splits: tuple[str, ...] = (
     return write_dataset(data, name, [("default", split, rows, features) for split in splits])
 
 
+def write_mmvet(data: Path, n: int = 5) -> Path:
+    """MM-Vet: right answers with its marks between parts, one question without a picture."""
+    rows = [
+        {
+            "question_id": f"v1_{i}",
+            "image": None if i == n - 1 else picture(i),
+            "question": f"What color is thing {i}?",
+            "answer": f"{colour_name(i)}<AND>bright" if i % 2 else colour_name(i),
+            "image_source": "drawn",
+            "capability": "rec,spat",
+        }
+        for i in range(n)
+    ]
+    features = {"question_id": TEXT, "image": Image(), "question": TEXT, "answer": TEXT, "image_source": TEXT}
+    return write_dataset(data, "MMVet", [("default", "test", rows, features | {"capability": TEXT})])
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "ai2d": write_ai2d,
     "chartqa": write_chartqa,
@@ -219,6 +236,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "mmmu": write_mmmu,
     "seed": write_seed,
     "realworldqa": write_realworldqa,
+    "mmvet": write_mmvet,
     "refcoco": write_refcoco,
     "refcoco_plus": lambda data: write_refcoco(data, "RefCOCOplus"),
     "refcocog": lambda data: write_refcoco(data, "RefCOCOg", ("val", "test")),

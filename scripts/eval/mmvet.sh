@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# MM-Vet under a visual token budget: bash scripts/eval/mmvet.sh 64 --protocol paper --judge-url URL --judge-model NAME [--method M] …
+exec bash "$(dirname "${BASH_SOURCE[0]}")/_run.sh" mmvet "$@"
