@@ -69,8 +69,8 @@ class SparseVLM(InDecoder):
         )
         notes = (_both_counts(tokens, [shape.tokens, *(stage.keep for stage in stages)], at, shape.layers),)
         seeded = self.noise is None
-        told = {"text_guided": True, "seeded": seeded, "begin": find_raters, "notes": notes}
-        return self.placed(Plan("sparsevlm", shape, stages=stages, **told))
+        plan = Plan("sparsevlm", shape, stages=stages, text_guided=True, seeded=seeded, begin=find_raters, notes=notes)
+        return self.placed(plan)
 
     def _kept(self, tokens: int | None, shape: VisualShape, at: Sequence[int]) -> Sequence[int] | None:
         """Tokens kept by each stage at the layers `at`, clusters not counted; None where the budget is out of reach."""
