@@ -42,7 +42,11 @@ def home(tmp_path_factory):
 def server(home):
     """(process, address) of a demo of the testbed on a free port, as a user starts it."""
     places = {"HOME": str(home), "TMPDIR": str(home), "GRADIO_TEMP_DIR": str(home), "OMP_NUM_THREADS": "1"}
-    places["MALLOC_ARENA_MAX"] = "2"  # as scripts/demo.sh
+    places |= {
+        "MALLOC_ARENA_MAX": "2",
+        "LRU_CACHE_CAPACITY": "64",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    }  # as demo.sh
     command = [sys.executable, "-m", "visiondrop", "demo", "--port", "0"]
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **places}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -372,10 +376,7 @@ def ask_without_browser(address: str, button: int, number: int) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the process's memory is read from /proc")
 def test_memory_stays_flat_over_many_requests(server):
-    """Without `trim_memory` and `SESSIONS` a hundred requests add about 50 MB.
-
-    Measured once all budgets were seen: for bfloat16, oneDNN keeps a kernel for each of the last 1,024 shapes.
-    """
+    """Without `trim_memory` and `SESSIONS` a hundred requests add about 50 MB; measured once every budget was seen."""
     process, address = server
     config = json.loads(answer_to(address, "/config")[1])
     names = {c["id"]: c["props"].get("elem_id") for c in config["components"]}

@@ -149,14 +149,14 @@ def serve(model: str | None, host: str, port: int) -> None:
             f"the testbed is not at {TESTBED}: run the demo from a checkout of the repository, or give --model"
         )
     path = str(TESTBED) if model is None else model
-    dtype, told = precision()
+    dtype, _ = precision()
     with open_socket(host, port) as listening:
         engine = Engine(loader().load(path, dtype))
         about = ABOUT_TESTBED if model is None else f"The model is {path}."
         app = make_app(engine, "checkpoints/testbed" if model is None else path, about)
         warm_up(engine)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        print(f"VisionDrop demo of {path} in {told}: {address}", flush=True)
+        print(f"VisionDrop demo of {path} in {str(dtype).removeprefix('torch.')}: {address}", flush=True)
         if host not in ("127.0.0.1", "localhost", "::1"):
             print("Whoever reaches this address can use the model.", flush=True)
         logging.getLogger("httpx").setLevel(logging.WARNING)
