@@ -3,12 +3,17 @@
     python -m figures.comparisons [--table pretrained] [--model M] [--protocol P] [--runs results/runs]
 
 Needs the single answers of the runs (results/runs), which are not committed; writes results/comparisons/<variant>.csv
-and .md, which are.  Every pair gets a paired bootstrap interval and McNemar's exact test; p-values over all questions
-are also corrected for the number of comparisons (Holm).
+and .md, which are.  A run whose answers are gone may be done again: its answers count for the committed row when all
+metrics come out the same.  Lines of earlier calls whose rows are still the ones in force, and whose answers are not here,
+stay as they are.  Every pair gets a paired bootstrap interval and McNemar's exact test; p-values over all questions are
+also corrected for the number of comparisons (Holm).
 """
 
 import argparse
+import json
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,7 @@ from visiondrop.errors import command_line
 
 FILE = ROOT / "configs" / "comparisons.yaml"
 OUT = ROOT / "results" / "comparisons"
+DIGITS = 6  # of a p-value
 
 
 def entry_of(words: str, tokens: int) -> Entry:
@@ -35,15 +41,33 @@ def entry_of(words: str, tokens: int) -> Entry:
     return Entry(method, words, tokens, options_of(options))
 
 
-def folder_of(
-    table: pd.DataFrame, variant: Variant, model: str, entry: Entry, column: Column, runs: Path
-) -> Path | None:
-    """The run behind an entry, or None where it was not run or its answers are not here."""
+def row_of(table: pd.DataFrame, variant: Variant, model: str, entry: Entry, column: Column) -> pd.Series | None:
+    """The row in force of an entry, or None where it was not run."""
     found, _ = cells.pick(table, variant, model, entry, column)
     found = found[[o.get("seed", 0) == entry.options.get("seed", 0) for o in found["options"]]]
-    if found.empty or not (runs / found.iloc[-1]["folder"] / "samples.jsonl").is_file():
-        return None
-    return runs / found.iloc[-1]["folder"]
+    return None if found.empty else found.iloc[-1]
+
+
+class Answers:
+    """The single answers below a folder of runs, found by the row that they belong to."""
+
+    SAME = ("benchmark", "protocol", "model_fingerprint", "questions", "method", "options", "metrics")
+
+    def __init__(self, runs: Path):
+        self.runs, self.again = runs, defaultdict(list)
+        for file in sorted(runs.glob("*/row.json")):
+            if (file.parent / "samples.jsonl").is_file():
+                self.again[self._key(json.loads(file.read_text(encoding="utf-8")))].append(file.parent)
+
+    def _key(self, row: dict[str, Any] | pd.Series) -> str:
+        tokens = None if pd.isna(row["tokens"]) else float(row["tokens"])  # a column with gaps holds floats
+        return json.dumps([tokens, *(row[name] for name in self.SAME)], sort_keys=True)
+
+    def of(self, row: pd.Series) -> Path | None:
+        """The run's own folder, else that of a run done again with the same metrics, else None."""
+        if (self.runs / row["folder"] / "samples.jsonl").is_file():
+            return self.runs / row["folder"]
+        return next(iter(self.again[self._key(row)]), None)
 
 
 def pairs(raw: dict[str, Any], table: str) -> list[tuple[str, str, str, int]]:
@@ -60,37 +84,55 @@ def holm(values: pd.Series) -> pd.Series:
     return pd.Series(multipletests(known, method="holm")[1], index=known.index).reindex(values.index)
 
 
-def compute(variant: Variant, model: str, table: pd.DataFrame, runs: Path) -> pd.DataFrame:
-    """One line per pair, budget, benchmark and kind of question."""
+def lines_of(rows: list[pd.Series], folders: list[Path], kinds: list[str]) -> Iterator[dict[str, Any]]:
+    """The measured part of a pair's lines: all questions, then each kind."""
+    for metric in [None, *kinds]:
+        found = compare.compare(*folders, metric)
+        yield {
+            "questions": metric or "all",
+            "n": found["n"],
+            "score_a": found["a"],
+            "score_b": found["b"],
+            "difference": found["difference"],
+            "low": found["interval"][0],
+            "high": found["interval"][1],
+            "p": float(f"{found['p']:.{DIGITS}g}") if "p" in found else None,  # as it is read back
+            "row_a": rows[0]["checksum"],
+            "row_b": rows[1]["checksum"],
+        }
+
+
+def kept(earlier: pd.DataFrame, rows: list[pd.Series], benchmark: str) -> list[dict[str, Any]]:
+    """The measured part of the lines that an earlier call wrote about the same two rows."""
+    if earlier.empty:
+        return []
+    same = (earlier["row_a"] == rows[0]["checksum"]) & (earlier["row_b"] == rows[1]["checksum"])
+    found = earlier[same & (earlier["benchmark"] == benchmark)].drop_duplicates("questions")
+    return found.drop(columns=["claim", "a", "b", "tokens", "benchmark", "p_holm"]).to_dict("records")
+
+
+def compute(
+    variant: Variant, model: str, table: pd.DataFrame, runs: Path, earlier: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """One line per pair, budget, benchmark and kind of question; `earlier`: the frame of an earlier call."""
     raw = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     single = variant.kind == "testbed"
     kinds = [c.metric for c in variant.columns if c.metric] if single else []
     names = [variant.columns[0].benchmark] if single else raw["benchmarks"]
-    out = []
+    answers, out = Answers(runs), []
     for claim, a, b, tokens in tqdm(pairs(raw, variant.name), desc="comparisons"):
         for benchmark in names:
             column = Column(benchmark, benchmark)
-            folders = [folder_of(table, variant, model, entry_of(w, tokens), column, runs) for w in (a, b)]
-            if None in folders:
+            rows = [row_of(table, variant, model, entry_of(w, tokens), column) for w in (a, b)]
+            if any(row is None for row in rows):
                 continue
-            for metric in [None, *kinds]:
-                found = compare.compare(*folders, metric)
-                line = {
-                    "claim": claim,
-                    "a": a,
-                    "b": b,
-                    "tokens": tokens,
-                    "benchmark": benchmark,
-                    "questions": metric or "all",
-                }
-                line |= {
-                    "n": found["n"],
-                    "score_a": found["a"],
-                    "score_b": found["b"],
-                    "difference": found["difference"],
-                }
-                line |= {"low": found["interval"][0], "high": found["interval"][1], "p": found.get("p")}
-                out.append(line | {"row_a": found["rows"][0], "row_b": found["rows"][1]})
+            folders = [answers.of(row) for row in rows]
+            if None in folders:
+                lines = kept(earlier if earlier is not None else pd.DataFrame(), rows, benchmark)
+            else:
+                lines = lines_of(rows, folders, kinds)
+            head = {"claim": claim, "a": a, "b": b, "tokens": tokens, "benchmark": benchmark}
+            out += [head | line for line in lines]
     if not out:
         raise EvaluationError(
             f"there are no two runs of {model} to compare below {runs}: run bash scripts/reproduce.sh first"
@@ -98,6 +140,14 @@ def compute(variant: Variant, model: str, table: pd.DataFrame, runs: Path) -> pd
     frame = pd.DataFrame(out)
     frame["p_holm"] = holm(frame["p"].astype(float).where(frame["questions"] == "all"))
     return frame
+
+
+def written(frame: pd.DataFrame) -> str:
+    """CSV text: scores to six places, p-values to six digits, so that small ones do not become 0."""
+    small = {
+        name: [f"{p:.{DIGITS}g}" if pd.notna(p) else "" for p in frame[name].astype(float)] for name in ("p", "p_holm")
+    }
+    return frame.round(6).assign(**small).to_csv(index=False, lineterminator="\n")
 
 
 def markdown(frame: pd.DataFrame, model: str) -> str:
@@ -131,13 +181,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
     variant, model = choose.chosen(args.table, args)
-    frame = compute(variant, model, cells.load_rows(choose.result_files(args.results)), args.runs)
-    csv = frame.round(6).to_csv(index=False, lineterminator="\n")
-    render.save(
-        {".csv": csv, ".md": markdown(frame, model)},
-        args.out,
-        variant.kind if variant.name == "figure2" else variant.name,
-    )
+    stem = variant.kind if variant.name == "figure2" else variant.name
+    file = args.out / f"{stem}.csv"
+    earlier = pd.read_csv(file) if file.is_file() else None
+    frame = compute(variant, model, cells.load_rows(choose.result_files(args.results)), args.runs, earlier)
+    render.save({".csv": written(frame), ".md": markdown(frame, model)}, args.out, stem)
     return 0
 
 

@@ -74,6 +74,38 @@ def test_nothing_to_compare_is_one_sentence(tmp_path, runs, capsys):
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: there are no two runs of testbed")
 
 
+def test_answers_of_a_run_done_again_count_and_lines_without_answers_stay(runs):
+    """Answers gone: the lines stay.  Done again in another folder: same lines.  With other metrics: not the row's answers.
+    A newer row in force: its old lines go."""
+    where = ["--results", str(runs / "rows.jsonl"), "--out", str(runs / "out"), "--runs"]
+    file = runs / "out" / "testbed.csv"
+    assert comparisons.main([*where, str(runs / "runs")]) == 0
+    first = file.read_text()
+    assert comparisons.main([*where, str(runs / "nowhere")]) == 0 and file.read_text() == first
+    again = runs / "again"
+    (runs / "runs").rename(again)
+    for number in range(5):
+        folder = (again / f"run{number}").rename(again / f"more{number}")
+        made = json.loads((folder / "row.json").read_text())
+        del made["checksum"]
+        (folder / "row.json").write_text(
+            json.dumps(rows.seal({**made, "folder": folder.name, "run": f"{number:012d}"}))
+        )
+    file.unlink()
+    assert comparisons.main([*where, str(again)]) == 0 and file.read_text() == first
+    changed = json.loads((again / "more2" / "row.json").read_text())
+    changed["metrics"] = {**changed["metrics"], "color": 0.25}
+    (again / "more2" / "row.json").write_text(json.dumps(changed))
+    file.unlink()
+    assert comparisons.main([*where, str(again)]) == 0
+    assert "visionzip" not in set(pd.read_csv(file)["b"]) | set(pd.read_csv(file)["a"])
+    (runs / "out" / "testbed.csv").write_text(first)
+    del changed["checksum"]
+    rows.append(runs / "rows.jsonl", rows.seal({**changed, "folder": "elsewhere"}))
+    assert comparisons.main([*where, str(runs / "nowhere")]) == 0
+    assert "visionzip" in first and "visionzip" not in set(pd.read_csv(file)["b"]) | set(pd.read_csv(file)["a"])
+
+
 def test_holm_by_hand():
     found = comparisons.holm(pd.Series([0.01, None, 0.04, 0.03], dtype=float))
     assert found.tolist()[0] == pytest.approx(0.03) and found.tolist()[2:] == pytest.approx([0.06, 0.06])
