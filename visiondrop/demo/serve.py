@@ -60,9 +60,10 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         path = scope["path"]
+        # Read before any refusal: a connection closed on an unread body is reset, and the sentence may never arrive.
+        body = await _body(receive) if scope["method"] == "POST" else b""
         if path != "/" and not path.startswith(ALLOWED):
             return await _refuse(send, 404, "This page serves no such address.")
-        body = await _body(receive) if scope["method"] == "POST" else b""
         if body is None:
             return await _refuse(
                 send, 413, f"The request is too large; a picture may have {media.MOST_BYTES >> 20} MB."
@@ -99,8 +100,10 @@ async def _body(receive: Any) -> bytes | None:
 
 async def _refuse(send: Any, status: int, sentence: str) -> None:
     head = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    text = sentence.encode()
+    head.append((b"content-length", str(len(text)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": sentence.encode()})
+    await send({"type": "http.response.body", "body": text})
 
 
 def make_app(engine: Engine, model: str, about: str) -> FastAPI:
