@@ -29,7 +29,7 @@ from eval.efficiency import record
 from eval.errors import EvaluationError
 from eval.files import ROOT, write_whole
 from eval.results import rows
-from visiondrop.advice.measure import Reference, compare, forced, prepare, shared_towers, under
+from visiondrop.advice.measure import Reference, compare, forced, prepare, under
 from visiondrop.advice.run import BLOCK
 from visiondrop.advice.samples import Sample, fingerprint, read_samples
 from visiondrop.advice.settings import Setting, settings_of
@@ -37,6 +37,7 @@ from visiondrop.advice.stats import Summary, is_out, recommend, summarise
 from visiondrop.advice.store import Rows
 from visiondrop.errors import command_line
 from visiondrop.families import adapter_for, loader
+from visiondrop.reuse.tower import TowerMemory, remembering
 
 OUT = ROOT / "results" / "advise" / "testbed.jsonl"
 METHODS = ("visiondrop", "vispruner", "visionzip", "divprune", "scope", "fastv", "uniform")
@@ -126,7 +127,7 @@ def measure(model: str, data: str, questions: int, folder: Path, out: Path, minu
         for some, inputs in batches(left, loaded):
             if time.monotonic() > end:
                 break
-            with shared_towers(loaded.model):
+            with remembering(TowerMemory(projections=True)):
                 read(handle, loaded, some, inputs, settings, store)
             bar.update(len(some))
         for setting in settings:

@@ -17,11 +17,11 @@ from eval.driver.drive import drive
 from eval.driver.prepare import prepare
 from eval.errors import reach_of
 from eval.files import reason
-from eval.models.tower_memory import TowerMemory
 from eval.results.folder import RunFolder
 from eval.settings import add_flags
 from visiondrop.cli import add_method_arguments
 from visiondrop.errors import VisionDropError
+from visiondrop.reuse.tower import TowerMemory
 
 
 def parser() -> argparse.ArgumentParser:

@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from .methods.staged.visiondrop import VisionDrop
     from .methods.staged.vscan import VScan
     from .reuse.session import encode
+    from .reuse.store import PrefixStore
 
 _HOMES = {
+    "PrefixStore": "reuse.store",
     "Method": "methods.method",
     "option": "methods.options",
     "parse": "methods.registry",

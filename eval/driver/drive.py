@@ -7,11 +7,11 @@ from typing import Any
 from eval.benchmarks import data
 from eval.driver import launch, process
 from eval.errors import EvaluationError
-from eval.models.tower_memory import TowerMemory
 from eval.results import fingerprint, rows, unpruned
 from eval.results.folder import RunFolder
 from eval.results.row import make_row
 from eval.scoring import judge
+from visiondrop.reuse.tower import TowerMemory
 
 
 def drive(folder: RunFolder, force: bool, memory: TowerMemory | None = None) -> None:

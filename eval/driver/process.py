@@ -21,10 +21,10 @@ from eval.benchmarks import data
 from eval.errors import EvaluationError, reach_of
 from eval.files import reason
 from eval.models import plugin
-from eval.models.tower_memory import TowerMemory
 from eval.results.folder import Outcome, RunFolder
 from eval.settings import Settings
 from visiondrop.errors import VisionDropError, first_line
+from visiondrop.reuse.tower import TowerMemory, remembering
 
 KEPT = ("doc_id", "target", "doc")
 
@@ -89,13 +89,14 @@ def _evaluate(folder: RunFolder, memory: TowerMemory | None) -> tuple[dict[str, 
     name, model_class = plugin.chosen(settings)
     lm = model_class(settings, answers=folder.path)
     if memory is not None:
-        memory.attach(lm.model, f"{settings.model_fingerprint} {settings.dtype} {settings.device} {settings.attention}")
+        memory.owner = f"{settings.model_fingerprint} {settings.dtype} {settings.device} {settings.attention}"
     try:
         if lm.world_size != settings.processes:
             raise EvaluationError(f"{settings.processes} processes were asked for and {lm.world_size} are running")
         stdout = open(folder.path / "lmms_eval.out", "a", encoding="utf-8")  # tables that tasks print
         place = data.place(Path(settings.data) if settings.data else None, settings.data_fingerprint)
-        with stdout, contextlib.redirect_stdout(stdout), place:
+        shared = contextlib.nullcontext() if memory is None else remembering(memory)
+        with stdout, contextlib.redirect_stdout(stdout), place, shared:
             results = simple_evaluate(
                 model=lm,
                 tasks=[settings.task],

@@ -31,7 +31,8 @@ from visiondrop.families.processors import load_processor
 from visiondrop.plans.plan import Ledger
 from visiondrop.pruner import current_pruner
 from visiondrop.reuse.prefix import continue_prefix, encode_prefix, refuse_text_guided
-from visiondrop.reuse.store import PrefixStore, fingerprint
+from visiondrop.reuse.recent import fingerprint
+from visiondrop.reuse.store import PrefixStore
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 AT_ONCE = 4  # batches between two visits to the disk

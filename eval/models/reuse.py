@@ -20,7 +20,8 @@ from eval.errors import EvaluationError
 from eval.models.request import Request, pictures
 from visiondrop.pruner import current_choice
 from visiondrop.reuse.prefix import Prefix, continue_prefix, encode_prefix, prefill, refuse_text_guided
-from visiondrop.reuse.store import PrefixStore, fingerprint
+from visiondrop.reuse.recent import fingerprint
+from visiondrop.reuse.store import PrefixStore
 from visiondrop.stack.cache import PrunedCache
 
 LIMIT_BYTES = 2 << 30  # keys and values of prefixes held at once

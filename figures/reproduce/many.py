@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from eval import run
 from eval.driver import process
 from eval.errors import REACHES, EvaluationError
-from eval.models.tower_memory import TowerMemory
+from visiondrop.reuse.tower import TowerMemory
 
 INTERRUPTED = 130
 _memory: TowerMemory | None = None

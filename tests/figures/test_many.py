@@ -14,13 +14,13 @@ from PIL import Image
 from eval import run
 from eval.models import reuse
 from eval.models.llava import LlavaVisionDrop
-from eval.models.tower_memory import TowerMemory
 from eval.results import rows
 from eval.results.folder import RunFiles
 from eval.settings import ModelSettings
 from figures.reproduce import many
 from tests.eval.test_checkpoint import write_answering_checkpoint
 from tests.support import datasets_small
+from visiondrop.reuse.tower import TowerMemory, remembering
 from visiondrop.tower.encoder import Probe, embed, run_layers
 
 
@@ -49,30 +49,56 @@ def test_the_tower_is_remembered(checkpoint):
     side = clip.config.image_size
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))[[0, 1, 0, 2]]
     expected, (_, plain) = clip.features(pixels, -2), probed(clip, pixels)
-    lm, memory = made(checkpoint, method="none"), TowerMemory()
-    assert memory.attach(lm.model, "a") and not memory.attach(torch.nn.Linear(1, 1), "a")
-    clip = lm.model.get_vision_tower().clip
+    memory = TowerMemory()
+    memory.owner = "a"
     for _ in range(2):
-        found, probe = probed(clip, pixels)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-        torch.testing.assert_close(clip.features(pixels, -2), expected, rtol=0, atol=1e-6)
+        clip = made(checkpoint, method="none").model.get_vision_tower().clip  # loaded again
+        with remembering(memory):
+            found, probe = probed(clip, pixels)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+            torch.testing.assert_close(clip.features(pixels, -2), expected, rtol=0, atol=1e-6)
         for name in ("query", "key"):
             torch.testing.assert_close(getattr(probe, name), getattr(plain, name), rtol=0, atol=1e-6)
     assert memory.misses == 6  # three pictures, before the feature layer and behind it
-    with torch.no_grad():
-        memory.attach(lm.model, "b")
-    clip.features(pixels[:1], -2)
+    memory.owner = "b"
+    with remembering(memory):
+        clip.features(pixels[:1], -2)
     assert memory.misses == 8  # another owner's states are not used
+    counts = memory.hits, memory.misses
+    clip.features(pixels[:1], -2)
+    assert (memory.hits, memory.misses) == counts  # outside the block nothing is asked
+
+
+@torch.inference_mode()
+def test_projections_are_remembered_and_weights_tell_towers_apart(checkpoint):
+    clip = made(checkpoint, method="none").model.get_vision_tower().clip
+    side, ran = clip.config.image_size, []
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    expected, plain = probed(clip, pixels)
+    memory = TowerMemory(projections=True)
+    for layer in clip.encoder.layers:
+        layer.register_forward_hook(lambda *_: ran.append(1))
+    with remembering(memory):
+        for pictures in ([0], [0, 1], [1, 0]):
+            found, probe = probed(clip, pixels[pictures])
+            torch.testing.assert_close(found, expected[pictures], rtol=0, atol=1e-6)
+            for name in ("query", "key", "value"):
+                torch.testing.assert_close(getattr(probe, name), getattr(plain, name)[pictures], rtol=0, atol=1e-6)
+        before = len(ran)
+        probed(clip, pixels)
+        assert len(ran) == before > 0
+        other = made(checkpoint, method="none").model.get_vision_tower().clip
+        other.encoder.layers[0].layer_norm1.weight.mul_(2)
+        assert not torch.allclose(probed(other, pixels)[0], expected)
 
 
 @torch.inference_mode()
 def test_a_full_memory_lets_go_and_stays_right(checkpoint):
-    lm, memory = made(checkpoint, method="none"), TowerMemory(limit_bytes=1)
-    clip = lm.model.get_vision_tower().clip
+    clip, memory = made(checkpoint, method="none").model.get_vision_tower().clip, TowerMemory(limit_bytes=1)
     pixels = torch.randn(2, 3, clip.config.image_size, clip.config.image_size)
     expected = clip.features(pixels, -2)
-    memory.attach(lm.model, "a")
-    assert all(torch.allclose(clip.features(pixels, -2), expected, atol=1e-6) for _ in range(2))
+    with remembering(memory):
+        assert all(torch.allclose(clip.features(pixels, -2), expected, atol=1e-6) for _ in range(2))
     assert memory.hits == 0
 
 
@@ -90,8 +116,9 @@ def test_methods_choose_alike_with_a_memory(checkpoint, method):
     computed = []
     for _ in range(2):
         lm = made(checkpoint, method=method, tokens=16)
-        memory.attach(lm.model, "a")
-        assert lm.generate_until(asked) == expected
+        memory.owner = "a"
+        with remembering(memory):
+            assert lm.generate_until(asked) == expected
         computed.append(memory.misses)
     assert computed[0] >= 3 and computed[1] == computed[0]  # every state that the second asks for is there
 

@@ -12,11 +12,12 @@ from PIL import Image
 import visiondrop
 from llava.adapter import load
 from visiondrop.__main__ import main
-from visiondrop.advice.measure import compare, forced, prepare, reference, shared_towers
+from visiondrop.advice.measure import compare, forced, prepare, reference
 from visiondrop.advice.run import same_words
 from visiondrop.advice.samples import Sample, read_samples
 from visiondrop.advice.stats import Summary, is_out, ratio, recommend
 from visiondrop.errors import VisionDropError
+from visiondrop.reuse.tower import TowerMemory, remembering
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def plain(loaded, inputs, ids, method, tokens):
 def test_one_pass_equals_a_plain_loop(loaded, samples, method, tokens):
     for sample in samples[:2]:
         inputs = prepare(loaded, sample)
-        with visiondrop.apply(loaded.model, "none") as handle, shared_towers(loaded.model):
+        with visiondrop.apply(loaded.model, "none") as handle, remembering(TowerMemory(projections=True)):
             held = reference(handle, loaded, inputs, 8)
             with handle.using(method, tokens):
                 told = compare(held, forced(loaded.model, inputs, held.ids, held.end)[0])

@@ -1,13 +1,18 @@
 """Image reuse: a session's answers and logits against whole prompts that were never cached."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
+from PIL import Image
+from transformers import CLIPImageProcessor
 
 import visiondrop
 from eval.efficiency.models import CLIP_TINY, build
 from tests.support import next_models, video_models
 from visiondrop.reuse.prefix import continue_prefix, encode_prefix, next_logits
-from visiondrop.reuse.store import PrefixStore, fingerprint
+from visiondrop.reuse.recent import fingerprint
+from visiondrop.reuse.store import PrefixStore
 
 TINY = {
     "hidden_size": 64,
@@ -170,6 +175,35 @@ def test_encode_applies_and_stores(model, pixels):
     first = visiondrop.encode(model, pixels, method="visiondrop", tokens=64, **arguments)
     second = visiondrop.encode(model, pixels[0], **arguments)
     assert second.prefix is first.prefix and (store.hits, store.misses, len(store)) == (1, 1, 1)
+    visiondrop.apply(model, "none").remove()
+
+
+def test_a_picture_is_prepared_and_seen_once(model):
+    """Other prompts, methods and budgets find the prepared picture and the tower's states; results stay; new pictures do not."""
+    prepare, ran, store = CLIPImageProcessor(crop_size=336, size=336), [], PrefixStore(1 << 30)
+    prepare.preprocess = Mock(side_effect=prepare.preprocess)
+    pictures = [Image.new("RGB", (400, 300), colour) for colour in ("red", "teal", "red")]
+    layers = model.get_vision_tower().clip.encoder.layers
+    hooks = [layer.register_forward_hook(lambda *_: ran.append(1)) for layer in layers]
+
+    def logits(picture, held, tokens, before=BEFORE, method="visionzip"):
+        given = {"ids": before, "image_processor": prepare, "method": method, "tokens": tokens, "store": held}
+        return visiondrop.encode(model, picture, **given).logits(QUESTIONS)
+
+    asked = [(64, BEFORE), (32, BEFORE), (64, [1, 6])]
+    expected = [logits(pictures[0], None, *each) for each in asked]
+    prepare.preprocess.reset_mock(), ran.clear()
+    for _ in range(2):
+        for each, wanted in zip(asked, expected):
+            assert torch.allclose(logits(pictures[0], store, *each), wanted, atol=1e-6)
+    assert prepare.preprocess.call_count == 2  # once for each prompt's ids
+    assert len(ran) == 3 + 5  # three layers up to the one whose attention is read, then that one for each encoding
+    assert torch.allclose(logits(pictures[2], store, 64), expected[0], atol=1e-6)
+    assert prepare.preprocess.call_count == 2
+    assert torch.allclose(logits(pictures[1], store, 64), logits(pictures[1], None, 64), atol=1e-6)
+    assert not torch.allclose(logits(pictures[1], store, 64), expected[0], atol=1e-3)
+    for hook in hooks:
+        hook.remove()
     visiondrop.apply(model, "none").remove()
 
 

@@ -1,8 +1,8 @@
 """One sample under one setting: the unpruned answer, and what a pruned model thinks of each of its tokens."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from ..api import Handle
 from ..compat import CACHE, Model
 from ..families.guards import PLACEHOLDER_ID as PLACEHOLDER
 from ..pruner import current_pruner
-from ..tower.encoder import Probe
 from .samples import Sample
 from .settings import NONE, Setting
 
@@ -147,43 +146,3 @@ def clock(handle: Handle, loaded: Any, inputs: dict[str, Any], setting: Setting)
         later = max(0.0, now() - start - first) / (steps - 1)
     peak = torch.cuda.max_memory_allocated() if on_gpu else None
     return {"first": first, "later": later, "cache": held, "peak": peak}
-
-
-class TowerMemory:
-    """The states of the last pictures in a tower, so that settings share them (see `tower.encoder.run_layers`)."""
-
-    def __init__(self) -> None:
-        self._input: Tensor | None = None
-        self._states: dict[int, Tensor] = {}
-        self._probes: dict[int, Probe] = {}
-
-    def run(self, tower: Model, hidden: Tensor, last: int, probes: Mapping[int, Probe]) -> Tensor:
-        """Layers 0 … last on [U, R, D]; layers that ran on the same input before are not run again."""
-        if self._input is None or not torch.equal(self._input, hidden):
-            self._input, self._states, self._probes = hidden, {}, {}
-        for i in range(last + 1):
-            known = i in self._states and (i not in probes or i in self._probes)
-            if not known:
-                probe = Probe()
-                with probe.watch(tower.encoder.layers[i].self_attn) if i in probes else nullcontext():
-                    self._states[i] = tower.encoder.layers[i](hidden, None)
-                if i in probes:
-                    self._probes[i] = probe
-            hidden = self._states[i]
-        for i, probe in probes.items():
-            probe.query, probe.key, probe.value = (getattr(self._probes[i], k) for k in ("query", "key", "value"))
-        return hidden
-
-
-@contextmanager
-def shared_towers(model: Model) -> Iterator[None]:
-    """Give every vision tower of `model` a memory inside the block."""
-    towers = [m for m in model.modules() if hasattr(m, "embeddings") and hasattr(getattr(m, "encoder", None), "layers")]
-    before = [getattr(m, "memory", None) for m in towers]
-    try:
-        for tower in towers:
-            tower.memory = TowerMemory()
-        yield
-    finally:
-        for tower, old in zip(towers, before):
-            tower.memory = old

@@ -22,7 +22,8 @@ from .._versions import __version__
 from ..api import Handle, apply
 from ..errors import VisionDropError
 from ..families import adapter_for
-from .measure import clock, compare, forced, prepare, reference, shared_towers, under
+from ..reuse.tower import TowerMemory, remembering
+from .measure import clock, compare, forced, prepare, reference, under
 from .samples import Sample, check_samples, fingerprint
 from .settings import NONE, Setting, settings_of
 from .stats import Summary, is_out, mark_front, nearest, recommend, summarise
@@ -147,7 +148,7 @@ class _Run:
         if self._known(i):
             return
         sample, rows = self.samples[i], self.rows
-        with shared_towers(self.loaded.model):
+        with remembering(TowerMemory(projections=True)):
             inputs = prepare(self.loaded, sample)
             held = reference(self.handle, self.loaded, inputs, self.length)
             right = None if sample.answer is None else self.metric(held.text, sample.answer)

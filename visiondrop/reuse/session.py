@@ -10,6 +10,7 @@ Below text and pictures there is a layer of ids and pixels, for evaluation and f
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +23,9 @@ from ..families.guards import PLACEHOLDER, PLACEHOLDER_ID, refuse_placeholder_id
 from ..families.loading import put_before
 from ..pruner import current_choice, current_pruner
 from .prefix import Prefix, continue_prefix, encode_prefix, next_logits, refuse_text_guided
-from .store import PrefixStore, fingerprint
+from .recent import fingerprint
+from .store import PrefixStore
+from .tower import remembering
 
 
 class Session:
@@ -125,7 +128,8 @@ def encode(
             checkpoint (`llava.prompts`), the same that `ask` and the evaluation use.
         ids: in place of the prompt's text before the image, its ids; then no tokenizer is needed, see `Session.ask`.
         method, tokens, options: applied first, as `visiondrop.apply` does; left out, what is applied stays.
-        store: holds the result, and gives it back for the same image, prompt and method.
+        store: holds the result, and gives it back for the same image, prompt and method; another prompt, method or budget
+            finds the prepared picture and the tower's work on it.
 
     Raises:
         UnsupportedError: the method is text-guided.
@@ -134,7 +138,12 @@ def encode(
     if processor is not None:
         given = {"tokenizer": tokenizer, "image_processor": image_processor, "prompt": prompt, "ids": ids}
         _refuse_beside_processor([name for name, value in given.items() if value is not None])
-        arguments, behind = put_before(processor, image, model.device, model.dtype)
+
+        def made() -> tuple[dict[str, Any], str]:
+            return put_before(processor, image, model.device, model.dtype)
+
+        where = (model.device, model.dtype)
+        arguments, behind = made() if store is None else store.prepared(image, [processor], where, made)
         return Session(model, _prefix_of(model, arguments, store), processor.tokenizer, behind)
     if prompt is None:
         prompt = loader().prompt_of(model.config, "{question}")
@@ -144,7 +153,12 @@ def encode(
     if ids is None and tokenizer is None:
         raise VisionDropError("encode needs tokenizer= for the prompt's text, or ids= of what stands before the image")
     ids = tokenize(tokenizer, before, first=True) if ids is None else list(ids)
-    arguments = adapter_for(model).inputs(ids, image, image_processor)
+
+    def make() -> dict[str, Any]:
+        return adapter_for(model).inputs(ids, image, image_processor)
+
+    settings = (model.device, model.dtype, ids, model.config)  # its configuration says how pictures are laid out
+    arguments = make() if store is None else store.prepared(image, [model, image_processor], settings, make)
     return Session(model, _prefix_of(model, arguments, store), tokenizer, behind)
 
 
@@ -159,7 +173,8 @@ def _prefix_of(model: Model, arguments: dict[str, Any], store: PrefixStore | Non
     key = None if store is None else fingerprint(*arguments.values(), None if pruner is None else pruner.settings)
     prefix = store.get(key) if store is not None else None
     if prefix is None or prefix.owner is not current_choice(model) or prefix.model() is not model:
-        prefix = encode_prefix(model, **arguments)
+        with nullcontext() if store is None else remembering(store.towers):
+            prefix = encode_prefix(model, **arguments)
         if store is not None:
             store.put(key, prefix)
     return prefix

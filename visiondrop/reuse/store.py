@@ -1,78 +1,56 @@
-"""Where prefixes are held between calls: by fingerprints of what they were made of, bounded by bytes."""
+"""What calls of `visiondrop.encode` have in common: prefixes, prepared pictures, and the tower's work on them."""
 
-from __future__ import annotations
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
-
-import torch
+from PIL import Image
 from torch import Tensor
 
-from ..errors import VisionDropError
+from .prefix import Prefix
+from .recent import Recent, fingerprint
+from .tower import TowerMemory
 
-if TYPE_CHECKING:
-    from .prefix import Prefix
-
-
-def fingerprint(*parts: Any) -> str:
-    """A key for `PrefixStore` from tensors, PIL images and anything with a stable repr, e.g. pixels and ids."""
-    digest = hashlib.sha1(usedforsecurity=False)
-    for part in parts:
-        if isinstance(part, Tensor):
-            digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
-            digest.update(part.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
-        elif hasattr(part, "tobytes"):
-            digest.update(f"{getattr(part, 'mode', '')}{getattr(part, 'size', '')}".encode() + part.tobytes())
-        else:
-            digest.update(repr(part).encode())
-    return digest.hexdigest()
+PICTURE_BYTES = 256 << 20
 
 
-class PrefixStore:
-    """Prefixes by key, the least recently used leaving first when their bytes exceed the limit.
+class PrefixStore(Recent[Prefix]):
+    """Prefixes by key; beside them, smaller, what other methods and prompts for the same picture share.
 
     Attributes:
-        limit_bytes: most bytes of keys and values held; a prefix above it is not held at all.
-        bytes, hits, misses: bytes held now, and how `get` fared.
+        towers: states of pictures inside the vision tower.
     """
 
-    def __init__(self, limit_bytes: int):
-        if limit_bytes < 0:
-            raise VisionDropError(f"limit_bytes={limit_bytes}: a number of bytes >= 0")
-        self.limit_bytes, self.bytes, self.hits, self.misses = limit_bytes, 0, 0, 0
-        self._held: OrderedDict[Hashable, Prefix] = OrderedDict()
+    def __init__(self, limit_bytes: int, picture_bytes: int = PICTURE_BYTES):
+        """limit_bytes: most bytes of keys and values; picture_bytes: of prepared pictures, and again of tower states."""
+        super().__init__(limit_bytes)
+        self.towers = TowerMemory(picture_bytes)
+        self._prepared: Recent[tuple[list[weakref.ref], Any]] = Recent(picture_bytes)
 
-    def __len__(self) -> int:
-        return len(self._held)
+    def put(self, key: Hashable, value: Prefix, size: int | None = None) -> Prefix:
+        """Hold a prefix, as far as the limit allows; returns it."""
+        return super().put(key, value, value.bytes if size is None else size)
 
-    def get(self, key: Hashable) -> Prefix | None:
-        """The prefix of `key`, now the most recently used, or None."""
-        prefix = self._held.get(key)
-        if prefix is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._held.move_to_end(key)
-        return prefix
+    def prepared(self, image: Any, makers: Sequence[Any], settings: Sequence[Any], make: Callable[[], Any]) -> Any:
+        """What `make` makes of a PIL image, once; pixels need no preparation and are not held here.
 
-    def put(self, key: Hashable, prefix: Prefix) -> Prefix:
-        """Hold `prefix`, as far as the limit allows; returns it."""
-        self.drop(key)
-        if prefix.bytes <= self.limit_bytes:
-            while self.bytes + prefix.bytes > self.limit_bytes:
-                self.drop(next(iter(self._held)))
-            self._held[key] = prefix
-            self.bytes += prefix.bytes
-        return prefix
+        Args:
+            makers: the objects that it uses, the same ones or it is made again; settings: what else it depends on.
+        """
+        if not isinstance(image, Image.Image):
+            return make()
+        makers = [maker for maker in makers if maker is not None]
+        key = fingerprint(image, image.getexif().tobytes(), *settings)  # a camera's turn stands beside the pixels
+        found = self._prepared.get(key)
+        if found is None or [ref() for ref in found[0]] != makers:
+            found = [weakref.ref(maker) for maker in makers], make()
+            self._prepared.put(key, found, _bytes(found[1]))
+        return found[1]
 
-    def drop(self, key: Hashable) -> None:
-        """Let go of one prefix, if it is held."""
-        if key in self._held:
-            self.bytes -= self._held.pop(key).bytes
 
-    def clear(self) -> None:
-        """Let go of all."""
-        self._held.clear()
-        self.bytes = 0
+def _bytes(value: Any) -> int:
+    """Bytes of all tensors in nested dictionaries and sequences."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(_bytes(item) for item in inside)

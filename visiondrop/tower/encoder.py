@@ -7,8 +7,10 @@ picked up; from them only the rows of the attention that a score needs are compu
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -62,6 +64,26 @@ class Probe:
                 hook.remove()
 
 
+class Memory(Protocol):
+    """What remembers the states of towers, e.g. `visiondrop.reuse.tower.TowerMemory`."""
+
+    def run(self, tower: Model, hidden: Tensor, last: int, probes: Mapping[int, Probe]) -> Tensor:
+        """What `run_layers` returns for layers 0 … `last`; [U, R, D] -> [U, R, D]."""
+
+
+_memory: ContextVar[Memory | None] = ContextVar("tower_memory", default=None)
+
+
+@contextmanager
+def remembering(memory: Memory) -> Iterator[None]:
+    """Every tower that this thread runs inside the block asks `memory`."""
+    token = _memory.set(memory)
+    try:
+        yield
+    finally:
+        _memory.reset(token)
+
+
 def embed(tower: Model, pixels: Tensor) -> Tensor:
     """What a CLIP or SigLIP vision transformer's first layer gets: [U, 3, H, W] -> [U, R, D]."""
     hidden = tower.embeddings(pixels)
@@ -74,12 +96,12 @@ def run_layers(
 ) -> Tensor:
     """Layers `first` … `last` of a tower: [U, R, D] -> [U, R, D].
 
-    A tower may have a `memory` (eval/models/tower_memory.py), which is asked for whole runs from the first layer on.
+    Inside `remembering` the memory is asked for whole runs from the first layer on.
 
     Args:
         probes: by layer, what picks up its queries, keys and values.
     """
-    memory = getattr(tower, "memory", None)
+    memory = _memory.get()
     if memory is not None and first == 0:
         return memory.run(tower, hidden, last, probes or {})
     for i in range(first, last + 1):

@@ -11,13 +11,7 @@ from visiondrop.tower.encoder import tower_features
 
 
 class CLIPVisionTransformer(CLIPVisionModel):
-    """The tower proper; parameter names as in the published CLIP checkpoints below `vision_model.`.
-
-    Attributes:
-        memory: what remembers its states, see `visiondrop.tower.encoder.run_layers`; None: nothing does.
-    """
-
-    memory = None
+    """The tower proper; parameter names as in the published CLIP checkpoints below `vision_model.`."""
 
     def features(self, pixel_values: Tensor, select_layer: int) -> Tensor:
         """See `visiondrop.tower.encoder.tower_features`; [U, 1 + n, D], row 0 = [CLS]."""
