@@ -94,6 +94,7 @@ __all__ = [
     "Method",
     "NoPruning",
     "Pool",
+    "PrefixStore",
     "PruneSID",
     "PruMerge",
     "PyramidDrop",
