@@ -39,8 +39,13 @@ def capture(probe: Probe, scenes: Scenes) -> dict:
     layers = scale_layers(DEPTHS, probe.layers)
     maps = [probe.received(image, question, layer, ("text", "causal")) for layer in layers]
     about = {"question": question, "answer": probe.answer(image, question), "at": list(layers)}
-    return {"image": image, "needed": needed, "text": np.stack([m["text"] for m in maps]),
-            "visual": np.stack([m["causal"] for m in maps]), "about": about}  # fmt: skip
+    return {
+        "image": image,
+        "needed": needed,
+        "text": np.stack([m["text"] for m in maps]),
+        "visual": np.stack([m["causal"] for m in maps]),
+        "about": about,
+    }
 
 
 @page("figure1", Capture(capture))

@@ -81,7 +81,9 @@ def test_python_outside_the_lock_is_refused(tmp_path):
     fake.write_text('#!/bin/sh\n[ "$1" = -V ] && echo "Python 3.9.18" && exit 0\nexit 1\n')
     fake.chmod(0o755)
     done = subprocess.run(
-        ["bash", str(ROOT / "scripts/setup.sh")], env={"BASE_PYTHON": str(fake), "PATH": "/usr/bin:/bin"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        ["bash", str(ROOT / "scripts/setup.sh")],
+        env={"BASE_PYTHON": str(fake), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and "Python 3.9.18" in done.stderr and "3.10 to 3.13" in done.stderr

@@ -242,9 +242,17 @@ def check_disk() -> Finding:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    check_python, check_torch, check_transformers, check_accelerate, check_lmms_eval, check_attention, check_devices,
-    check_compiler, check_fonts, check_disk,
-)  # fmt: skip
+    check_python,
+    check_torch,
+    check_transformers,
+    check_accelerate,
+    check_lmms_eval,
+    check_attention,
+    check_devices,
+    check_compiler,
+    check_fonts,
+    check_disk,
+)
 NEEDED_TO_EVALUATE = (check_python, check_torch, check_transformers, check_accelerate, check_lmms_eval)
 
 

@@ -75,9 +75,14 @@ class Probe:
         """The greedy answer, at most 16 tokens, under whatever pruning is switched on."""
         ids = self.prompt(question)
         new = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), images=self.pixels(image), image_sizes=[image.shape[1::-1]],
-            do_sample=False, max_new_tokens=16, pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            images=self.pixels(image),
+            image_sizes=[image.shape[1::-1]],
+            do_sample=False,
+            max_new_tokens=16,
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+        )
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)[0].strip()
 
     @torch.inference_mode()

@@ -136,10 +136,18 @@ def result_rows(right, kinds: list[str], owners: list[int], certificate: dict) -
                     "interval": wilson(sum(own), len(own)),
                 }
         rows.append(
-            {"condition": condition, "after_layer": layer, "n": len(hits), "accuracy": round(sum(hits) / len(hits), 4),
-             "interval": wilson(sum(hits), len(hits)), "kinds": per_kind, "right": "".join(map(str, hits)),
-             "images": owners} | certificate
-        )  # fmt: skip
+            {
+                "condition": condition,
+                "after_layer": layer,
+                "n": len(hits),
+                "accuracy": round(sum(hits) / len(hits), 4),
+                "interval": wilson(sum(hits), len(hits)),
+                "kinds": per_kind,
+                "right": "".join(map(str, hits)),
+                "images": owners,
+            }
+            | certificate
+        )
     return rows
 
 
@@ -162,12 +170,18 @@ def certificate_of(fingerprint: str, name: str, seed: int) -> dict:
         ["git", "status", "--porcelain", "--", "."], capture_output=True, text=True, cwd=Path(__file__).parent
     )
     return {
-        "set": name, "split": SETS[name].split, "data_version": VERSION, "checkpoint": fingerprint, "seed": seed,
-        "dtype": "float32", "device": "cpu",
-        "commit": commit.stdout.strip() or "unknown", "dirty": bool(dirty.stdout.strip()),
+        "set": name,
+        "split": SETS[name].split,
+        "data_version": VERSION,
+        "checkpoint": fingerprint,
+        "seed": seed,
+        "dtype": "float32",
+        "device": "cpu",
+        "commit": commit.stdout.strip() or "unknown",
+        "dirty": bool(dirty.stdout.strip()),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

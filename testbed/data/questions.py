@@ -112,13 +112,19 @@ def _exist_single(things: tuple[Thing, ...]) -> list[Question]:
 
 
 def _color(things: tuple[Thing, ...]) -> list[Question]:
-    return [Question("color", f"What color is the {ref}?", things[n].color, ((n,),))
-            for n, ref in references(things) if ref == things[n].shape]  # fmt: skip
+    return [
+        Question("color", f"What color is the {ref}?", things[n].color, ((n,),))
+        for n, ref in references(things)
+        if ref == things[n].shape
+    ]
 
 
 def _shape(things: tuple[Thing, ...]) -> list[Question]:
-    return [Question("shape", f"What shape is the {ref}?", things[n].shape, ((n,),))
-            for n, ref in references(things) if ref.endswith("object")]  # fmt: skip
+    return [
+        Question("shape", f"What shape is the {ref}?", things[n].shape, ((n,),))
+        for n, ref in references(things)
+        if ref.endswith("object")
+    ]
 
 
 def _count(things: tuple[Thing, ...]) -> list[Question]:
@@ -133,8 +139,11 @@ def _count(things: tuple[Thing, ...]) -> list[Question]:
 
 
 def _digit(things: tuple[Thing, ...]) -> list[Question]:
-    return [Question("digit", f"What digit is on the {ref}?", str(things[n].digit), ((n,),))
-            for n, ref in references(things) if things[n].digit is not None]  # fmt: skip
+    return [
+        Question("digit", f"What digit is on the {ref}?", str(things[n].digit), ((n,),))
+        for n, ref in references(things)
+        if things[n].digit is not None
+    ]
 
 
 def _partner(things: tuple[Thing, ...], number: int, attribute: str) -> int | None:
@@ -184,6 +193,12 @@ def _three_hops(things: tuple[Thing, ...]) -> list[Question]:
 
 
 _BUILDERS = {
-    "exist": _exist, "exist1": _exist_single, "color": _color, "shape": _shape, "count": _count, "digit": _digit,
-    "hop2": _two_hops, "hop3": _three_hops,
-}  # fmt: skip
+    "exist": _exist,
+    "exist1": _exist_single,
+    "color": _color,
+    "shape": _shape,
+    "count": _count,
+    "digit": _digit,
+    "hop2": _two_hops,
+    "hop3": _three_hops,
+}

@@ -22,9 +22,13 @@ _WORDS = (
     "how many are on has have same as with and of not yes no"
 )
 VOCABULARY = (
-    [UNKNOWN, BOS, EOS, PAD, SYSTEM] + _WORDS.split() + list(COLOR_NAMES) + list(SHAPES)
-    + list(PLURALS.values()) + [str(digit) for digit in range(10)]
-)  # fmt: skip
+    [UNKNOWN, BOS, EOS, PAD, SYSTEM]
+    + _WORDS.split()
+    + list(COLOR_NAMES)
+    + list(SHAPES)
+    + list(PLURALS.values())
+    + [str(digit) for digit in range(10)]
+)
 IDS = {word: number for number, word in enumerate(VOCABULARY)}
 PREFIX = (IDS[BOS], IDS[SYSTEM], IDS["user:"])  # what stands before the image
 SUFFIX = (IDS["assistant:"],)
@@ -50,6 +54,12 @@ def build_tokenizer(ids: dict[str, int] = IDS, length: int = 2048) -> PreTrained
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, ids[BOS])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token=UNKNOWN, bos_token=BOS, eos_token=EOS, pad_token=PAD,
-        padding_side="left", model_max_length=length, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=core,
+        unk_token=UNKNOWN,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+    )

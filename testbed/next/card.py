@@ -14,7 +14,7 @@ from testbed.next.views import TOKENS
 
 CARD = SiblingCard(
     "testbed-next", "testbed_next", KINDS, ("patch_color", "patch_shape", "patch_digit"), TOKENS, chance_levels
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     sys.exit(CARD.main())

@@ -84,45 +84,85 @@ def load_weights(folder: Path) -> tuple[Weights, Sizes, str]:
     weights = {name: value.float() for name, value in load_file(files[0]).items()}
     weights |= {_TOWER_PREFIX + name: value.float() for name, value in load_file(files[1]).items()}
     sizes = Sizes(
-        vision["hidden_size"], vision["num_hidden_layers"], vision["num_attention_heads"], vision["intermediate_size"],
-        text["hidden_size"], text["num_hidden_layers"], text["num_attention_heads"], text["intermediate_size"],
-        text["vocab_size"], text["rope_theta"], text["rms_norm_eps"],
-    )  # fmt: skip
+        vision["hidden_size"],
+        vision["num_hidden_layers"],
+        vision["num_attention_heads"],
+        vision["intermediate_size"],
+        text["hidden_size"],
+        text["num_hidden_layers"],
+        text["num_attention_heads"],
+        text["intermediate_size"],
+        text["vocab_size"],
+        text["rope_theta"],
+        text["rms_norm_eps"],
+    )
     return weights, sizes, hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def _llava_config(sizes: Sizes) -> dict:
     return {
-        "model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"],
-        "hidden_size": sizes.width, "intermediate_size": sizes.mlp, "num_hidden_layers": sizes.layers,
-        "num_attention_heads": sizes.heads, "num_key_value_heads": sizes.heads, "hidden_act": "silu",
-        "rms_norm_eps": sizes.epsilon, "rope_theta": sizes.rope_theta, "max_position_embeddings": 2048,
-        "vocab_size": sizes.vocabulary, "tie_word_embeddings": False, "torch_dtype": "float16", "use_cache": True,
+        "model_type": "llava",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.mlp,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": sizes.epsilon,
+        "rope_theta": sizes.rope_theta,
+        "max_position_embeddings": 2048,
+        "vocab_size": sizes.vocabulary,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "use_cache": True,
         **SPECIAL_IDS,
-        "mm_vision_tower": TOWER_FOLDER, "mm_hidden_size": sizes.vision_width, "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False, "image_aspect_ratio": "pad", "tokenizer_model_max_length": 2048,
-    }  # fmt: skip
+        "mm_vision_tower": TOWER_FOLDER,
+        "mm_hidden_size": sizes.vision_width,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": "pad",
+        "tokenizer_model_max_length": 2048,
+    }
 
 
 def _tower_config(sizes: Sizes) -> dict:
     return {
-        "model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"], "hidden_act": "quick_gelu",
-        "hidden_size": sizes.vision_width, "intermediate_size": sizes.vision_mlp,
+        "model_type": "clip_vision_model",
+        "architectures": ["CLIPVisionModel"],
+        "hidden_act": "quick_gelu",
+        "hidden_size": sizes.vision_width,
+        "intermediate_size": sizes.vision_mlp,
         "num_hidden_layers": sizes.vision_layers,
-        "num_attention_heads": sizes.vision_heads, "num_channels": 3, "image_size": _SIDE, "patch_size": PATCH,
-        "layer_norm_eps": sizes.epsilon, "projection_dim": sizes.vision_width, "attention_dropout": 0.0,
+        "num_attention_heads": sizes.vision_heads,
+        "num_channels": 3,
+        "image_size": _SIDE,
+        "patch_size": PATCH,
+        "layer_norm_eps": sizes.epsilon,
+        "projection_dim": sizes.vision_width,
+        "attention_dropout": 0.0,
         "torch_dtype": "float16",
-    }  # fmt: skip
+    }
 
 
 def _processor_config() -> dict:
     return {
-        "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "do_center_crop": True,
-        "do_rescale": True, "do_normalize": True, "size": {"shortest_edge": _SIDE}, "resample": 3,
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_center_crop": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "size": {"shortest_edge": _SIDE},
+        "resample": 3,
         "rescale_factor": 1 / 255,
-        "crop_size": {"height": _SIDE, "width": _SIDE}, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD),
-    }  # fmt: skip
+        "crop_size": {"height": _SIDE, "width": _SIDE},
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+    }
 
 
 @command_line

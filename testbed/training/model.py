@@ -202,10 +202,14 @@ def _embed(weights: Weights, sizes: Sizes, features: torch.Tensor, layout: Layou
     x = torch.cat([before, visual, table[layout.question_ids.reshape(batch, -1)]], 1)
     places = layout.visual_positions
     rows = places.shape[:-1]
-    positions = torch.cat([
-        torch.arange(before.shape[1], device=x.device).expand(*rows, -1), places,
-        (layout.question_start + torch.arange(length, device=x.device)).repeat(questions).expand(*rows, -1),
-    ], -1)  # fmt: skip
+    positions = torch.cat(
+        [
+            torch.arange(before.shape[1], device=x.device).expand(*rows, -1),
+            places,
+            (layout.question_start + torch.arange(length, device=x.device)).repeat(questions).expand(*rows, -1),
+        ],
+        -1,
+    )
     rope = rope_table(positions, sizes.width // sizes.heads, sizes.rope_theta, x.dtype)
     if rows:  # one table per picture: [B, 1, S, head], the same for all heads
         rope = tuple(table[:, None] for table in rope)

@@ -117,10 +117,13 @@ class Trainer:
 
     def _run_stage(self, stage: Stage) -> bool:
         batches = torch.utils.data.DataLoader(
-            self.course.batches(stage, self.stage), batch_size=None, sampler=range(self.step, stage.steps),
+            self.course.batches(stage, self.stage),
+            batch_size=None,
+            sampler=range(self.step, stage.steps),
             num_workers=self.workers,
-            prefetch_factor=4 if self.workers else None, worker_init_fn=_outlive_signals,
-        )  # fmt: skip
+            prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_outlive_signals,
+        )
         sums: dict[str, list[float]] = {}
         bar = tqdm(batches, desc=stage.name, initial=self.step, total=stage.steps, mininterval=10, dynamic_ncols=True)
         began = time.monotonic()
@@ -170,9 +173,14 @@ class Trainer:
         """Writes state.pt in one move, so that a full disk or a kill leaves the older one."""
         state = {
             "weights": {name: value.detach() for name, value in self.weights.items()},
-            "optimizer": self.optimizer.state_dict(), "sizes": self.recipe.sizes.as_dict(), "seed": self.recipe.seed,
-            "stage": self.stage, "step": self.step, "seconds": self.seconds, "images": self.images,
-        }  # fmt: skip
+            "optimizer": self.optimizer.state_dict(),
+            "sizes": self.recipe.sizes.as_dict(),
+            "seed": self.recipe.seed,
+            "stage": self.stage,
+            "step": self.step,
+            "seconds": self.seconds,
+            "images": self.images,
+        }
         fresh = self.state_path.with_suffix(".new")
         try:
             torch.save(state, fresh)
@@ -201,9 +209,14 @@ class Trainer:
 
     def _log(self, what: str, values: dict[str, float]) -> None:
         row = {
-            "what": what, "stage": self.recipe.stages[self.stage].name, "stage_number": self.stage, "step": self.step,
-            "images": self.images, "seconds": round(self.seconds, 1), "rate": self.optimizer.param_groups[0]["lr"],
-        }  # fmt: skip
+            "what": what,
+            "stage": self.recipe.stages[self.stage].name,
+            "stage_number": self.stage,
+            "step": self.step,
+            "images": self.images,
+            "seconds": round(self.seconds, 1),
+            "rate": self.optimizer.param_groups[0]["lr"],
+        }
         with self.log_path.open("a") as file:
             file.write(json.dumps(row | {name: round(value, 4) for name, value in values.items()}) + "\n")
 

@@ -45,25 +45,50 @@ def export_checkpoint(weights: Weights, sizes: Sizes, folder: Path) -> None:
 
 def _video_llava_config(sizes: Sizes) -> dict:
     return {
-        "model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"],
-        "hidden_size": sizes.width, "intermediate_size": sizes.mlp, "num_hidden_layers": sizes.layers,
-        "num_attention_heads": sizes.heads, "num_key_value_heads": sizes.heads, "hidden_act": "silu",
-        "rms_norm_eps": sizes.epsilon, "rope_theta": sizes.rope_theta, "max_position_embeddings": CONTEXT,
-        "vocab_size": len(VOCABULARY), "tie_word_embeddings": False, "torch_dtype": "float16", "use_cache": True,
-        "mm_image_tower": TOWER_FOLDER, "mm_video_tower": TOWER_FOLDER, "mm_hidden_size": sizes.vision_width,
-        "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
-        "mm_use_im_start_end": False, "mm_use_im_patch_token": False, "image_aspect_ratio": "pad",
-        "tokenizer_model_max_length": CONTEXT, "max_sequence_length": CONTEXT,
-    }  # fmt: skip
+        "model_type": "llava",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.mlp,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": sizes.epsilon,
+        "rope_theta": sizes.rope_theta,
+        "max_position_embeddings": CONTEXT,
+        "vocab_size": len(VOCABULARY),
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "use_cache": True,
+        "mm_image_tower": TOWER_FOLDER,
+        "mm_video_tower": TOWER_FOLDER,
+        "mm_hidden_size": sizes.vision_width,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": "pad",
+        "tokenizer_model_max_length": CONTEXT,
+        "max_sequence_length": CONTEXT,
+    }
 
 
 def _tower_config(sizes: Sizes) -> dict:
     vision = {
-        "model_type": "clip_vision_model", "hidden_act": "quick_gelu",
-        "hidden_size": sizes.vision_width, "intermediate_size": sizes.vision_mlp,
-        "num_hidden_layers": sizes.vision_layers, "num_attention_heads": sizes.vision_heads,
-        "num_channels": 3, "image_size": SIDE, "patch_size": PATCH, "layer_norm_eps": sizes.epsilon,
-        "projection_dim": sizes.vision_width, "attention_dropout": 0.0,
-        "add_time_attn": True, "num_frames": FRAMES,
-    }  # fmt: skip
+        "model_type": "clip_vision_model",
+        "hidden_act": "quick_gelu",
+        "hidden_size": sizes.vision_width,
+        "intermediate_size": sizes.vision_mlp,
+        "num_hidden_layers": sizes.vision_layers,
+        "num_attention_heads": sizes.vision_heads,
+        "num_channels": 3,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+        "layer_norm_eps": sizes.epsilon,
+        "projection_dim": sizes.vision_width,
+        "attention_dropout": 0.0,
+        "add_time_attn": True,
+        "num_frames": FRAMES,
+    }
     return {"model_type": "LanguageBindVideo", "torch_dtype": "float16", "vision_config": vision}

@@ -61,13 +61,19 @@ def _eventful(role: str, shape_text: str, color_text: str):
 
 def _color(actors: tuple[Actor, ...]) -> list[Question]:
     shapes = Counter(actor.shape for actor in actors)
-    return [Question("color", f"What color is the {actor.shape}?", actor.color, ((number,),))
-            for number, actor in enumerate(actors) if shapes[actor.shape] == 1 and not actor.other]  # fmt: skip
+    return [
+        Question("color", f"What color is the {actor.shape}?", actor.color, ((number,),))
+        for number, actor in enumerate(actors)
+        if shapes[actor.shape] == 1 and not actor.other
+    ]
 
 
 def _shape(actors: tuple[Actor, ...]) -> list[Question]:
-    return [Question("shape", f"What shape is the {actor.color} object?", actor.shape, ((number,),))
-            for number, actor in enumerate(actors) if not actor.other]  # fmt: skip
+    return [
+        Question("shape", f"What shape is the {actor.color} object?", actor.shape, ((number,),))
+        for number, actor in enumerate(actors)
+        if not actor.other
+    ]
 
 
 _BUILDERS = {

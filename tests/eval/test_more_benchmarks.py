@@ -50,9 +50,10 @@ HAND = {
     "chartqa": lambda said: [a.lower() == ("42" if i == 2 else colour_name(i)) for i, a in enumerate(said)],
     "docvqa": lambda said: [likeness(a, colour_name(i)) for i, a in enumerate(said)],
     "infovqa": lambda said: [likeness(a, colour_name(i)) for i, a in enumerate(said)],
-    "realworldqa": lambda said: [a == "ABC"[i % 3] if i % 2 else a.lower() == colour_name(i)
-                                 for i, a in enumerate(said)],
-}  # fmt: skip
+    "realworldqa": lambda said: [
+        a == "ABC"[i % 3] if i % 2 else a.lower() == colour_name(i) for i, a in enumerate(said)
+    ],
+}
 
 
 @pytest.mark.parametrize("benchmark", HAND)

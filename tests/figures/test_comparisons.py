@@ -115,9 +115,12 @@ def test_holm_by_hand():
 def test_every_listed_run_belongs_to_a_table_or_figure():
     raw = yaml.safe_load(comparisons.FILE.read_text())
     for kind, layers in (("testbed", 12), ("paper", 32)):
-        made = {(e.method, e.tokens, str({k: v for k, v in e.options.items() if k != "seed"}))
-                for name in ("table1", "figure2", "figure6", "controls") if kind in settings.load()[name]
-                for e in settings.load()[name][kind].entries}  # fmt: skip
+        made = {
+            (e.method, e.tokens, str({k: v for k, v in e.options.items() if k != "seed"}))
+            for name in ("table1", "figure2", "figure6", "controls")
+            if kind in settings.load()[name]
+            for e in settings.load()[name][kind].entries
+        }
         for _, a, b, tokens in comparisons.pairs(raw, "figure2"):
             for words in (a, b):
                 entry = comparisons.entry_of(words, tokens)

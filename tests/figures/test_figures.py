@@ -248,9 +248,22 @@ def test_command_of_a_run():
     run = runs.Run("gqa", entry, runs.options_of(entry)[0])
     line = runs.eval_arguments(variant, run, arguments(device="cuda", more=["--limit", "8"]))
     assert line == [
-        "gqa", "--method", "pyramiddrop", "--tokens", "64", "--option", "score=visual",
-        "--model", MODEL, "--protocol", "offline", "--device", "cuda", "--limit", "8",
-    ]  # fmt: skip
+        "gqa",
+        "--method",
+        "pyramiddrop",
+        "--tokens",
+        "64",
+        "--option",
+        "score=visual",
+        "--model",
+        MODEL,
+        "--protocol",
+        "offline",
+        "--device",
+        "cuda",
+        "--limit",
+        "8",
+    ]
 
 
 def test_the_testbed_shares_caches_where_the_method_reads_no_question():

@@ -116,11 +116,14 @@ def test_front_ends_agree_cached_is_one_pass_and_a_batch_is_its_rows(stock, load
         assert (a - b[:, :vocabulary]).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("settings, layer, rule", [
-    ({"method": "fastv", "options": {"k": 3, "keep": 40}}, 2, "last"),
-    ({"method": "pyramiddrop", "options": {"layers": "3", "ratio": "0.3"}}, 3, "last"),
-    ({"method": "visiondrop", "tokens": 200, "options": {"encoder": "off"}}, None, "received"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, layer, rule",
+    [
+        ({"method": "fastv", "options": {"k": 3, "keep": 40}}, 2, "last"),
+        ({"method": "pyramiddrop", "options": {"layers": "3", "ratio": "0.3"}}, 3, "last"),
+        ({"method": "visiondrop", "tokens": 200, "options": {"encoder": "off"}}, None, "received"),
+    ],
+)
 def test_scores_of_shared_key_heads_are_eager_attention(name, loaded, settings, layer, rule):
     native = loaded[1]
     images, sizes = next_models.inputs(native, SIZES[0])

@@ -101,9 +101,14 @@ def test_cached_decoding_equals_one_pass_with_two_images(native, settings):
     row = models.prompt(3, 6, 4) + models.prompt(4, 12, 9)
     with visiondrop.apply(native, report=True, **settings) as handle:
         new = native.generate(
-            torch.tensor([row]), images=images, image_sizes=sizes, do_sample=False, max_new_tokens=5,
-            output_logits=True, return_dict_in_generate=True,
-        )  # fmt: skip
+            torch.tensor([row]),
+            images=images,
+            image_sizes=sizes,
+            do_sample=False,
+            max_new_tokens=5,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
         assert len(handle.report.tokens_per_layer) == 2
         steps = torch.cat(new.logits)
         for step in range(1, 5):

@@ -145,9 +145,13 @@ def test_cached_decoding_equals_one_pass(native, settings, name):
     row, images = inputs(name)
     with visiondrop.apply(native, **settings):
         new = native.generate(
-            torch.tensor([row]), images=images, do_sample=False, max_new_tokens=4,
-            output_logits=True, return_dict_in_generate=True,
-        )  # fmt: skip
+            torch.tensor([row]),
+            images=images,
+            do_sample=False,
+            max_new_tokens=4,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
         for step in range(1, 4):
             again = logits(native, [row + new.sequences[0, :step].tolist()], images)
             assert (again[0] - new.logits[step][0]).abs().max() <= 1e-5

@@ -31,10 +31,14 @@ def test_splits_share_no_background_texture():
             assert any(same) == (split == other)
 
 
-@pytest.mark.parametrize("call, needle", [
-    (lambda: draw_scene("train", 0, grid=9), "9"), (lambda: draw_scene("dev", 0), "dev"),
-    (lambda: list(sets.draw_set("big")), "big"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, needle",
+    [
+        (lambda: draw_scene("train", 0, grid=9), "9"),
+        (lambda: draw_scene("dev", 0), "dev"),
+        (lambda: list(sets.draw_set("big")), "big"),
+    ],
+)
 def test_wrong_requests_are_named(call, needle):
     with pytest.raises(VisionDropError, match=needle):
         call()

@@ -36,13 +36,23 @@ TINY = {
     "mlp": 48,
 }
 RECIPE = {
-    "seed": 1, "sizes": TINY,
+    "seed": 1,
+    "sizes": TINY,
     "stages": [
         {"name": "tower", "grid": 8, "steps": 30, "batch": 16, "rate": 3e-3, "end_rate": 3e-3, "warmup": 5},
-        {"name": "joint", "grid": 8, "steps": 4, "batch": 4, "questions": 4, "mix": {"exist": 1, "count": 1},
-         "warmup": 2, "long_mix": {"hop3": 1}, "long_every": 2},
+        {
+            "name": "joint",
+            "grid": 8,
+            "steps": 4,
+            "batch": 4,
+            "questions": 4,
+            "mix": {"exist": 1, "count": 1},
+            "warmup": 2,
+            "long_mix": {"hop3": 1},
+            "long_every": 2,
+        },
     ],
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -128,9 +138,14 @@ def test_a_signal_to_the_whole_group_loses_nothing(recipe, tmp_path, number):
     """As Ctrl-C and job schedulers send it: to the trainer and to its workers at once."""
     command = [sys.executable, "-m", "testbed.training.train", "--out", str(tmp_path / "run"), "--config", str(recipe)]
     child = subprocess.Popen(
-        [*command, "--steps", "100000", "--workers", "2"], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        [*command, "--steps", "100000", "--workers", "2"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         until = time.monotonic() + 240
         while not (tmp_path / "run" / "log.jsonl").exists() and child.poll() is None and time.monotonic() < until:
@@ -245,8 +260,9 @@ def test_thinned_out_batches_read_the_kept_tokens_at_their_positions():
         picked = torch.stack([row[index] for row, index in zip(features, thin.kept, strict=True)])
         if thin.visual_positions.ndim == 1:  # numbered anew
             seen.add("short")
-            layout = Layout(torch.tensor(PREFIX), thin.question_ids, torch.arange(3, 3 + thin.kept.shape[1]),
-                            3 + thin.kept.shape[1])  # fmt: skip
+            layout = Layout(
+                torch.tensor(PREFIX), thin.question_ids, torch.arange(3, 3 + thin.kept.shape[1]), 3 + thin.kept.shape[1]
+            )
             expected = decode(weights, sizes, picked, layout)[0]
         else:
             seen.add("long")

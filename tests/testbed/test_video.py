@@ -31,9 +31,16 @@ from testbed.video.tower import encode_video
 from visiondrop.errors import VisionDropError
 
 TINY = {
-    "vision_width": 32, "vision_layers": 3, "vision_heads": 2, "vision_mlp": 64, "width": 32, "layers": 3, "heads": 2,
-    "mlp": 48, "vocabulary": len(VOCABULARY),
-}  # fmt: skip
+    "vision_width": 32,
+    "vision_layers": 3,
+    "vision_heads": 2,
+    "vision_mlp": 64,
+    "width": 32,
+    "layers": 3,
+    "heads": 2,
+    "mlp": 48,
+    "vocabulary": len(VOCABULARY),
+}
 SIZES = Sizes(**TINY)
 
 

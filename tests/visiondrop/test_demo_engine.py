@@ -112,8 +112,15 @@ def test_command_lines_and_python_give_the_pages_answers(engine, scene, found, c
     with contextlib.redirect_stdout(out):
         exec(python(state, TESTBED, file, NEW_TOKENS, "float32"), {})
     said = [line for line in out.getvalue().splitlines() if " answers " in line]
-    assert said == [f"{name} answers {answers[m]}" for name, m in [("none", "none"), ("visiondrop", state.methods[0]),
-                                                                   ("vispruner+fastv", state.methods[1]), ("none", "none")]]  # fmt: skip
+    assert said == [
+        f"{name} answers {answers[m]}"
+        for name, m in [
+            ("none", "none"),
+            ("visiondrop", state.methods[0]),
+            ("vispruner+fastv", state.methods[1]),
+            ("none", "none"),
+        ]
+    ]
     odd = State("own", 'it\'s a "test"; $(rm -rf /)', "22%", ("visiondrop",))
     assert 'it\'s a "test"; $(rm -rf /)' in shlex.split(command_lines(odd, TESTBED, "a b.png", 4, "float32"))
     compile(python(odd, TESTBED, "a'b.png", 4, "bfloat16"), "shown", "exec")

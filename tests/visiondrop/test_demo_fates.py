@@ -43,8 +43,11 @@ def test_places_are_in_the_models_order():
     order = [Step(layer, {}, 0, 0).order for layer in ("tower 7", "tower 14", "encoder", 0, 2)]
     assert order == sorted(order) and order[0] > INPUT
     assert [place_name(n) for n in (INPUT, *order[1:4])] == [
-        "the input", "after tower layer 14", "after the encoder", "on entry of layer 0",
-    ]  # fmt: skip
+        "the input",
+        "after tower layer 14",
+        "after the encoder",
+        "on entry of layer 0",
+    ]
 
 
 def test_every_patch_is_kept_merged_or_dropped_as_the_report_says():

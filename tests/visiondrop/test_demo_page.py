@@ -298,13 +298,18 @@ def test_two_users_at_once_do_not_see_each_others_results(visit):
 
 @pytest.mark.parametrize("width, scheme", [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
 def test_it_fits_the_screen_in_light_and_dark(visit, width, scheme, tmp_path_factory):
-    one = visit("picture=scene-1&question=What+digit+is+on+the+triangle%3F&tokens=64&method=visiondrop&method=sparsevlm&method=fastv",
-                viewport={"width": width, "height": 844}, color_scheme=scheme)  # fmt: skip
+    one = visit(
+        "picture=scene-1&question=What+digit+is+on+the+triangle%3F&tokens=64&method=visiondrop&method=sparsevlm&method=fastv",
+        viewport={"width": width, "height": 844},
+        color_scheme=scheme,
+    )
     one.tab.wait_for_selector(".vd-card", timeout=60_000)
     one.tab.wait_for_timeout(500)
     assert one.tab.evaluate("document.documentElement.scrollWidth") <= width
-    ink, paper = (one.tab.evaluate(f"getComputedStyle(document.querySelector('{e}')).{c}")
-                  for e, c in ((".vd-card h3", "color"), (".vd-card", "backgroundColor")))  # fmt: skip
+    ink, paper = (
+        one.tab.evaluate(f"getComputedStyle(document.querySelector('{e}')).{c}")
+        for e, c in ((".vd-card h3", "color"), (".vd-card", "backgroundColor"))
+    )
     light = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in (ink, paper)]
     assert (light[0] < 80 and light[1] > 200) if scheme == "light" else (light[0] > 180 and light[1] < 80)
     folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screens"))

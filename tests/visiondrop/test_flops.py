@@ -31,9 +31,13 @@ def counted(run) -> int:
 def decoder(request):
     """LLaMA-7B on meta."""
     config = LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        vocab_size=32000,
         attn_implementation=request.param,
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         return LlamaForCausalLM(config).eval()
 
@@ -65,9 +69,14 @@ def run_staged(decoder, plan: Plan) -> None:
 @pytest.mark.parametrize(("layers", "units", "side"), [(24, 1, 336), (23, 5, 336), (24, 8, 224)])
 def test_tower_equals_the_counter(attention, layers, units, side):
     config = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=layers, num_attention_heads=16, image_size=side,
-        patch_size=14, attn_implementation=attention,
-    )  # fmt: skip
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        image_size=side,
+        patch_size=14,
+        attn_implementation=attention,
+    )
     with torch.device("meta"):
         tower = CLIPVisionModel(config)
     got = counted(lambda: tower(torch.empty(units, 3, side, side)))

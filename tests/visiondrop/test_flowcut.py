@@ -97,9 +97,13 @@ def test_flops_of_a_shortened_tower_equal_the_counter(lean):
     shape = VisualShape(tower_layers=7, feature_layer=5)
     plan = Plan("mine", shape, encoder=EncoderStage(Kept(39), lambda view, kept: None), tower=stages)
     config = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=depth, num_attention_heads=16, image_size=336,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=depth,
+        num_attention_heads=16,
+        image_size=336,
         patch_size=14,
-    )  # fmt: skip
+    )
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
         tower = CLIPVisionModel(config)
         tower = getattr(tower, "vision_model", tower)

@@ -11,9 +11,18 @@ import triton.language as tl
 
 @triton.jit
 def _logits(
-    q, k, rows, columns, before, total, scale, hidden_row,
-    CAUSAL: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    rows,
+    columns,
+    before,
+    total,
+    scale,
+    hidden_row,
+    CAUSAL: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
     """[M, N] float32 logits of one tile, -inf where a row does not look; q [M, E], k [N, E]."""
     if WIDEN:  # triton's interpreter multiplies bfloat16 by its bit patterns
         q, k = q.to(tl.float32), k.to(tl.float32)
@@ -37,11 +46,30 @@ def _tile(base, at, stride, limit, WIDTH: tl.constexpr, E: tl.constexpr):
 
 @triton.jit
 def row_lse(
-    query, key, hidden, lse, count, before, total, scale,
-    q_image, q_head, q_row, k_image, k_head, k_row, heads, groups,
-    CAUSAL: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr,
-    WIDTH: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    hidden,
+    lse,
+    count,
+    before,
+    total,
+    scale,
+    q_image,
+    q_head,
+    q_row,
+    k_image,
+    k_head,
+    k_row,
+    heads,
+    groups,
+    CAUSAL: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDEN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    E: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
     """lse [I * H, n] float32; grid (tiles of rows, I * H)."""
     tile, plane = tl.program_id(0), tl.program_id(1)
     image, head = plane // heads, plane % heads
@@ -65,11 +93,31 @@ def row_lse(
 
 @triton.jit
 def column_sums(
-    query, key, hidden, lse, out, count, before, total, scale,
-    q_image, q_head, q_row, k_image, k_head, k_row, heads, groups,
-    CAUSAL: tl.constexpr, PADDED: tl.constexpr, WIDEN: tl.constexpr,
-    WIDTH: tl.constexpr, E: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    hidden,
+    lse,
+    out,
+    count,
+    before,
+    total,
+    scale,
+    q_image,
+    q_head,
+    q_row,
+    k_image,
+    k_head,
+    k_row,
+    heads,
+    groups,
+    CAUSAL: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDEN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    E: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
     """out [I * H, n] float32: softmax weight of each visual key summed over rows; grid (tiles of keys, I * H)."""
     tile, plane = tl.program_id(0), tl.program_id(1)
     image, head = plane // heads, plane % heads
