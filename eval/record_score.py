@@ -2,7 +2,7 @@
 
     python -m eval.record_score results/runs/vqav2-paper-… --score 76.8 --server "EvalAI 830, test-dev 2015"
 
-Appends a row with the birth certificate of the run that wrote the file; its score is the server's, and tables take it
+Appends a row with the provenance of the run that wrote the file; its score is the server's, and tables take it
 from there.  The run's own row, without a score, stays.
 """
 

@@ -174,8 +174,8 @@ def apply(
         chunk: visual query rows scored at once; memory of a stage is heads x chunk x length.
         fused: score without any map where triton and a CUDA card allow it (`visiondrop.ops.fused`).
         compile: `generate` runs greedy answers with static shapes, as CUDA graphs or, on the CPU, with the decoder's layers
-            through torch.compile: the same answers, made once per batch size and length.  What has no static shape, and
-            a machine without a compiler, runs as ever; one sentence is logged.  For our `llava` class.
+            through torch.compile: the same answers, made once per batch size and length.  Requests without a static
+            shape, and machines without a compiler, fall back to normal execution, with one warning.  For our `llava` class.
         shape: an ordinary image, where it is not what the model's configuration says (a fixed number of crops): what budgets
             and `handle.plan` are stated for.
         encoder_score: what ranks patches after the encoder on towers with a [CLS] that the papers do not speak of (InternVL):

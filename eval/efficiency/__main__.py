@@ -268,7 +268,7 @@ def kept_alike(args: argparse.Namespace) -> None:
 
 @command_line
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; exit 2 on an error that is told in a sentence."""
+    """Run one command; exit 2 on an error, which is printed in one sentence."""
     args = parser().parse_args(argv)
     if args.command == "plot":
         for path in plots.draw(record.load(args.rows), args.folder):

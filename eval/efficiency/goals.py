@@ -1,4 +1,4 @@
-"""The ratios that speed is judged by, each against a base that gets the same care, interleaved.
+"""The ratios that speed is judged by, each against a base that gets the same optimisations, interleaved.
 
     python -m eval.efficiency goals                 # all of them; minutes on one core
     python -m eval.efficiency goals --only prefill next

@@ -1,4 +1,4 @@
-"""Rows of measurements: JSON lines, each with its birth certificate (where, when, with what it was measured)."""
+"""Rows of measurements: JSON lines, each with its provenance (where, when, with what it was measured)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Result rows: append-only JSON lines, one row per finished run, each with its birth certificate and a checksum.
+"""Result rows: append-only JSON lines, one row per finished run, each with its provenance and a checksum.
 
 A line also carries a `link`, the hash of its own checksum and of the link before it: a row that was removed, moved or
 inserted by hand is noticed at the row that follows.

@@ -1,6 +1,6 @@
 """From a checkpoint on disk or on the hub to a `LlavaConfig` and tensors under the names of our model classes.
 
-Two layouts are read. *Original* (liuhaotian/llava-v1.5-7b and relatives): our own names; the CLIP tower lies in a
+Two layouts are read. *Original* (liuhaotian/llava-v1.5-7b and relatives): our own names; the CLIP tower is in a
 second folder named by `mm_vision_tower`, or inside, as in v1.6, where the trained tower replaces the published one.
 *Hub* (llava-hf/llava-1.5-7b-hf): transformers' names, on disk (`language_model.model.layers...`) or as its classes hold
 them (`model.language_model.layers...`).

@@ -116,7 +116,7 @@ class LlavaMetaForCausalLM:
         Args:
             images: [N, 3, H, W] or N tensors [3, H, W]; LLaVA-NeXT: [N, crops, 3, H, W] or N tensors [crops, 3, H, W]
                 (or [3, H, W], an image without tiles); Video-LLaVA: a list of images [3, H, W] and videos
-                [3, frames, H, W].  An item may be None, an image that lies in the cache.
+                [3, frames, H, W].  An item may be None, an image that is in the cache.
             image_sizes: N pairs (width, height) of the original images.
         """
         if self.get_video_tower() is not None:

@@ -6,7 +6,7 @@ time at batch 1); on the CPU with the decoder's layers through torch.compile.  Q
 what was made for the next multiple of `TEXT_STEP`: columns behind a row's last token are seen by nobody and are
 written over by the answer.
 
-What has no static shape runs as ever, and a sentence says why: sampling and beams, rows with other than one image or
+Requests without a static shape fall back to normal execution, and a warning says why: sampling and beams, rows with other than one image or
 with images of different layouts, random choices, recording, attention that takes no mask (flash).
 """
 

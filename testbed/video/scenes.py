@@ -8,7 +8,7 @@ none.
     clip.labels.roles                 # int64 [8, 256]: 0 still, 1 moves, 2 appears, 3 changes, 4 background
 
 What appears is there for one or two frames, and what changes has its other colour for one or two, at any time after the
-first frame, so that the evidence lies in few of the 2,056 visual tokens; what moves does so from the first frame to the
+first frame, so that the evidence is in few of the 2,056 visual tokens; what moves does so from the first frame to the
 last.
 """
 

@@ -1,4 +1,4 @@
-"""Scores that servers give: recorded with the run's birth certificate, found by the tables, wrong input refused."""
+"""Scores that servers give: recorded with the run's provenance, found by the tables, wrong input refused."""
 
 import json
 

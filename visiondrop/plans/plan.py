@@ -66,7 +66,7 @@ class EncoderStage(_Keeps):
         select: `(EncoderView, Kept) -> Selection`, a plain function; its settings are bound with `functools.partial`.
         order: how the units' rows are lined up for the LLM: "unit" (unit after unit) or the multi-crop orders "places" (PruneSID),
             "canvas" (VisionZip: contextual rows last), "raster" (VisPruner: all rows) and "packed" (as the unpruned
-            sequence of an unpadded picture: what lies in its padding goes, so that its length depends on the picture).
+            sequence of an unpadded picture: what is in its padding goes, so that its length depends on the picture).
         newlines: in the order "packed", newlines that are handed on with the rows.
         scoring: what chooses, for a reader of the plan: "cls" ([CLS] attention of the tower), or "" for anything else.
         probes: 0-based tower layers whose attention is asked for (`view.at`), up to the one behind the feature layer; none = the

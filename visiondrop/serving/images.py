@@ -102,7 +102,7 @@ def refusal(plan: Plan) -> str | None:
         )
     if plan.packed:
         return (
-            f"method {plan.method!r} hands on a number of tokens that depends on what an unpadded picture shows, and vLLM must "
+            f"method {plan.method!r} passes on a number of tokens that depends on what an unpadded picture shows, and vLLM must "
             "know it before the picture is encoded: use another method for this model"
         )
     if plan.encoder is not None and max(plan.encoder.probes, default=0) > plan.shape.feature_layer:

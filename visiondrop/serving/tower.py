@@ -55,7 +55,7 @@ class Encoder:
 
 
 class Tower:
-    """A CLIP vision transformer of vLLM, which ends at the feature layer, as `tower.stage.encode` wants one.
+    """A CLIP vision transformer of vLLM, which ends at the feature layer, as `tower.stage.encode` needs one.
 
     Attributes:
         embeddings, pre_layrnorm: its own; encoder: its layers.

@@ -35,7 +35,7 @@ class Segment:
 class PrunedCache(DynamicCache):
     """`DynamicCache` with a logical (unpruned) length and physical lengths per layer.
 
-    `get_seq_length()` without an argument is logical, as `generate` wants it; `get_seq_length(i)`,
+    `get_seq_length()` without an argument is logical, as `generate` needs it; `get_seq_length(i)`,
     `get_query_offset(i)` and `get_mask_sizes(q, i)` are physical.  Beam reordering, cropping and row selection change
     the bookkeeping together with the keys and values.
     """

@@ -21,7 +21,7 @@ class Image:
         shape: what its plan is made from.
         origin: ids of its tokens at LLM entry (see `arrange`), needed for recording; None = 0 … tokens-1.
         seed: fingerprint of the pixels, for seeded methods.
-        room: positions its block has in the prompt, where the encoder stage hands on more tokens than the unpruned
+        room: positions its block has in the prompt, where the encoder stage passes on more tokens than the unpruned
             sequence would have (a thin unpadded strip of a picture); 0 = as many as unpruned tokens.
         scores, metric: [n] float32 and [n, E] of its tokens from the tower, where the encoder stage acts on entry of the
             stack; else None, and the block holds what the encoder stage has left.

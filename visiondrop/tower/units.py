@@ -21,7 +21,7 @@ class Picture:
 
     Attributes:
         shape: for its plan.
-        pixels: [U, 3, H, W], or None for an image of an earlier turn, which lies in the cache.
+        pixels: [U, 3, H, W], or None for an image of an earlier turn, which is in the cache.
         grid: (W, H) tiles of an anyres image, or None.
         ids: [shape.tokens] ids of its unpruned sequence, where that is not 0 … tokens-1.
         question: what its prompt asks about it, where an encoder stage reads it and it was found in the prompt.

@@ -9,7 +9,7 @@ from .modeling_clip import CLIPVisionBackbone
 
 
 class CLIPVisionTower(nn.Module):
-    """The tower of a LLaVA checkpoint (`model.vision_tower`); its CLIP lies in `.vision_tower.vision_model`.
+    """The tower of a LLaVA checkpoint (`model.vision_tower`); its CLIP is `.vision_tower.vision_model`.
 
     Attributes:
         image_processor: set by the loader.

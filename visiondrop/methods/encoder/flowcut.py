@@ -58,7 +58,7 @@ class FlowCut(Method):
         cut_again = Stage(layer, Kept(min(tokens, plan.entry)), by_last_token, layer - 1, "row")
         notes = (
             NOTE,
-            f"{count} of every crop, less what lies in padding, stand before layer {layer}, and {tokens} behind it",
+            f"{count} of every crop, less what is in padding, stand before layer {layer}, and {tokens} behind it",
         )
         return replace(plan, stages=(cut_again,), text_guided=True, scaled=False, notes=notes)
 
