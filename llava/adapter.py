@@ -1,18 +1,18 @@
 """Our own `llava/` classes: their modeling files call the stages themselves, so there is nothing to hook."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llava import geometry
 from llava.checkpoints.read import read_checkpoint
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_model_name_from_path, open_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.prompts import prompt_of
 from llava.static.generate import StaticGenerator
 from llava.video import MEAN, STD, read_frames, video_pixels
@@ -20,7 +20,7 @@ from llava.video import size_of as size_of_video
 from visiondrop.errors import UnsupportedError, VisionDropError
 from visiondrop.families import loading, register
 from visiondrop.families.views import View, pictures
-from visiondrop.plans.flops import ModelDims, model_dims
+from visiondrop.plans.flops import ModelDims
 from visiondrop.plans.shape import VisualShape
 from visiondrop.shipped import shipped
 from visiondrop.tower.clip_text import published
@@ -45,11 +45,7 @@ class NativeAdapter:
 
     def dims(self) -> ModelDims:
         """The model's widths."""
-        name = self.model.config.name_or_path or type(self.model).__name__
-        tower = self.model.vision_towers()[-1].config
-        return replace(
-            model_dims(name, self.model.config, tower), temporal=bool(getattr(tower, "add_time_attn", False))
-        )
+        return geometry.dims(self.model.config, self.model.config.name_or_path or type(self.model).__name__)
 
     def attach(self, pruner) -> Callable[[], None]:
         """Hand the pruner to the stack and the towers; returns the undo."""
@@ -186,9 +182,7 @@ def shape_of(path: str) -> VisualShape:
     path = shipped(path)
     if loading.served_here(path):
         return loading.shape_of(path)
-    config = read_checkpoint(path).config
-    with torch.device("meta"):
-        return LlavaLlamaForCausalLM(config).visual_shape()
+    return geometry.visual_shape(read_checkpoint(path).config)
 
 
 __all__ = ["Loaded", "NativeAdapter", "load", "open_image", "open_video", "prompt_of", "shape_of", "size_of_video"]

@@ -91,8 +91,12 @@ def check_layout(layout: str, image_aspect_ratio: str | None, newline: bool) -> 
 
 def use_layout(model, layout: str) -> None:
     """Switch a loaded LLaVA-NeXT model of ours to "anyres" or "fixed-2880"; its configuration changes in place."""
-    config = model.config
-    check_layout(layout, config.image_aspect_ratio, hasattr(model.model, "image_newline"))
+    check_layout(layout, model.config.image_aspect_ratio, hasattr(model.model, "image_newline"))
+    set_layout(model.config, layout)
+
+
+def set_layout(config, layout: str) -> None:
+    """Make a LLaVA-NeXT's configuration ask for one of `LAYOUTS`; it changes in place."""
     side = config.vision_config.image_size
     if layout == "fixed-2880":
         config.mm_patch_merge_type, config.image_grid_pinpoints = "spatial", [[2 * side, 2 * side]]

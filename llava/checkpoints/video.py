@@ -78,7 +78,7 @@ def add_towers(config, weights, folder, find, read_json, read_weights) -> None:
         if not inside or not getattr(config, field):
             source = find(name, f"mm_{kind}_tower")
             if not getattr(config, field):
-                setattr(config, field, _tower_config(read_json(source / "config.json"), kind, source))
+                setattr(config, field, tower_config(read_json(source / "config.json"), kind, source))
             if not inside:
                 weights.update(_tower_weights(read_weights(source), prefix, _over_time(config, kind)))
     video = config.video_config
@@ -86,7 +86,7 @@ def add_towers(config, weights, folder, find, read_json, read_weights) -> None:
         raise UnsupportedError(f"the video tower of {str(folder)!r} does not say num_frames in its vision_config.")
 
 
-def _tower_config(raw, kind: str, folder) -> CLIPVisionConfig:
+def tower_config(raw, kind: str, folder) -> CLIPVisionConfig:
     """The vision part of a LanguageBind or CLIP config.json."""
     vision = raw.get("vision_config", raw)
     if "patch_size" not in vision:

@@ -16,6 +16,7 @@ from visiondrop.stack.layout import Image
 from visiondrop.tower.stage import Eyes, encode
 from visiondrop.tower.units import Picture, by_shape, tower_ids
 
+from .. import geometry
 from ..anyres import Crops, check_layout, describe_crops, is_anyres
 from .multimodal_encoder.builder import build_video_towers, build_vision_tower
 from .multimodal_projector.builder import build_vision_projector
@@ -79,36 +80,15 @@ class LlavaMetaForCausalLM:
 
     def visual_shape(self) -> VisualShape:
         """The shape of what this model is made for: an image (LLaVA-NeXT: a square one of 2 x 2 tiles) or a video."""
-        return self.image_shape() if self.get_video_tower() is None else self.video_shape()
+        return geometry.visual_shape(self.config) if self.get_video_tower() is not None else self.image_shape()
 
     def video_shape(self) -> VisualShape:
         """The shape of a video: all frames, each with its [CLS]."""
-        tower = self.get_video_tower()
-        return VisualShape(
-            layers=self.config.num_hidden_layers,
-            patches=tower.num_patches,
-            units=tower.frames,
-            nominal_units=tower.frames,
-            length=tower.frames * (tower.num_patches + 1),
-            kind="video",
-            source="video" if getattr(tower.config, "add_time_attn", False) else "video-without-temporal-attention",
-            **tower.facts,
-        )
+        return geometry.video_shape(self.config)
 
     def image_shape(self) -> VisualShape:
         """The shape of an ordinary image.  In a model for videos the budget is a video's; an image has one frame's."""
-        if is_anyres(self.config):
-            side = 2 * self.config.vision_config.image_size
-            return self._describe_crops(5, (side, side)).shape
-        tower, video = self.get_vision_tower(), self.get_video_tower()
-        extra = int(self.config.mm_vision_select_feature == "cls_patch")
-        return VisualShape(
-            layers=self.config.num_hidden_layers,
-            patches=tower.num_patches,
-            nominal_units=1 if video is None else video.frames,
-            length=tower.num_patches + extra if extra else 0,
-            **tower.facts,
-        )
+        return self._with_newline(geometry.image_shape(self.config))
 
     def pictures(self, images: Tensor | list, image_sizes=None) -> list[Picture]:
         """What the images are, from their pixels and (LLaVA-NeXT) their sizes.
@@ -168,11 +148,16 @@ class LlavaMetaForCausalLM:
         return Picture(crops.shape, image, crops.grid, crops.ids)
 
     def _describe_crops(self, units: int | None, size: tuple[int, int] | None) -> Crops:
-        """`describe_crops` of this model, refused where the configuration asks for a newline that was never loaded."""
+        """`describe_crops` of this model."""
         crops = describe_crops(self.config, units, size)
-        if crops.shape.source == "anyres":
-            check_layout("anyres", self.config.image_aspect_ratio, hasattr(self.model, "image_newline"))
+        self._with_newline(crops.shape)
         return crops
+
+    def _with_newline(self, shape: VisualShape) -> VisualShape:
+        """The shape, refused where the configuration asks for a newline that was never loaded."""
+        if shape.source == "anyres":
+            check_layout("anyres", self.config.image_aspect_ratio, hasattr(self.model, "image_newline"))
+        return shape
 
     def encode_images(self, images: Tensor | list, image_sizes=None) -> tuple[list[Tensor], list[Image]]:
         """Pixels to embeddings; arguments as in `pictures`.

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from visiondrop.plans.shape import feature_layer
-
 from .modeling_clip import CLIPVisionBackbone
 
 
@@ -65,12 +63,6 @@ class CLIPVisionTower(nn.Module):
     def num_patches(self) -> int:
         """Patches of one image, 576 for CLIP-L/14 at 336 px."""
         return self.num_patches_per_side**2
-
-    @property
-    def facts(self) -> dict[str, int]:
-        """What a `VisualShape` says of the tower's layers."""
-        layers = self.config.num_hidden_layers
-        return {"tower_layers": layers, "feature_layer": feature_layer(layers, self.select_layer)}
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Unpruned features: [U, 3, H, W] -> [U, n, D] ("patch") or [U, 1 + n, D] ("cls_patch")."""
