@@ -80,7 +80,7 @@ def sift(found: Iterable[tuple[str, Row]]) -> tuple[list[Row], list[str]]:
     """
     shown: dict[str, Row] = {}
     refused, seen = [], set()
-    for place, row in sorted(found, key=lambda entry: entry[1]["date"]):  # stable: a copy stands behind its row
+    for place, row in sorted(found, key=lambda entry: entry[1]["date"]):  # stable: a copy stands after its row
         why = "a duplicate of a row that is there" if row["checksum"] in seen else refusal(row)
         seen.add(row["checksum"])
         if why:

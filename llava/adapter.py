@@ -44,7 +44,7 @@ class NativeAdapter:
         return self.model.config.mm_vision_tower or published(self.model.config.vision_config)
 
     def dims(self) -> ModelDims:
-        """The model's widths."""
+        """The model's dimensions."""
         return geometry.dims(self.model.config, self.model.config.name_or_path or type(self.model).__name__)
 
     def attach(self, pruner) -> Callable[[], None]:
@@ -143,7 +143,7 @@ class Loaded:
         return pictures(units, mean, std), (side, side)
 
     def generate(self, inputs: dict[str, Any], **settings: Any) -> Tensor:
-        """[B, new] the ids that were generated behind the prompts."""
+        """[B, new] the ids that were generated after the prompts."""
         return self.model.generate(**inputs, **settings)
 
     def text(self, ids: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""An ordinary picture or video of a LLaVA, and the model's widths: what its configuration alone says of them."""
+"""An ordinary picture or video of a LLaVA, and the model's dimensions: what its configuration alone says of them."""
 
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,7 @@ def image_shape(config: LlavaConfig) -> VisualShape:
 
 
 def dims(config: LlavaConfig, name: str) -> ModelDims:
-    """The model's widths; of two towers those of the one for videos."""
+    """The model's dimensions; of two towers those of the one for videos."""
     tower = config.video_config if config.mm_video_tower else config.vision_config
     return replace(model_dims(name, config, tower), temporal=bool(getattr(tower, "add_time_attn", False)))
 

@@ -16,7 +16,7 @@ from .plans.budget import Budget
 from .plans.flops import ModelDims
 from .plans.plan import Ledger, Plan
 from .plans.shape import VisualShape
-from .pruner import CHUNK, Pruner, Unpicklable
+from .pruner import CHUNK, Pruner, Unpicklable, handle_of, keep_handle
 from .tower.questions import Reader
 
 logger = logging.getLogger(__name__)
@@ -46,19 +46,23 @@ def plan(
 
 
 class Handle(Unpicklable):
-    """Pruning that is switched on for one model; a context manager that switches it off at the end."""
+    """Pruning that is switched on for one model; a context manager that switches it off at the end.
+
+    Attributes:
+        pruner: what the model's passes ask; for the tools of this repository, its interface may change.
+    """
 
     def __init__(self, model: nn.Module, pruner: Pruner, detach):
-        self._model, self._pruner, self._detach = model, pruner, detach
+        self._model, self.pruner, self._detach = model, pruner, detach
 
     @property
     def plan(self) -> Plan:
         """What happens to an ordinary image of this model."""
-        return self._pruner.plan
+        return self.pruner.plan
 
     def plan_for(self, shape: VisualShape) -> Plan:
         """What happens to an image of `shape`."""
-        return self._pruner.plan_for(shape)
+        return self.pruner.plan_for(shape)
 
     @contextmanager
     def using(
@@ -77,19 +81,19 @@ class Handle(Unpicklable):
         """
         if not self.active:
             raise VisionDropError("using: this handle was removed, or replaced by another apply; apply again first")
-        now = self._pruner.choice
+        now = self.pruner.choice
         name, budget, settings = request(now.method if method is None else method, tokens, options)
         if name == now.method:
             settings = {**now.options, **settings}
         if method is None and budget is None:
             budget, min_tokens = now.tokens, min_tokens or now.min_tokens
-        with self._pruner.using(name, budget, settings, min_tokens):
+        with self.pruner.using(name, budget, settings, min_tokens):
             yield self
 
     @contextmanager
     def pause(self) -> Iterator["Handle"]:
         """The stock model for the calls of this thread inside the block."""
-        with self._pruner.using("none", None, {}):
+        with self.pruner.using("none", None, {}):
             yield self
 
     @contextmanager
@@ -103,25 +107,25 @@ class Handle(Unpicklable):
             texts: one question for each picture of a batch, in prompt order, or one for all; words alone, without template
                 and format instruction, or ids of CLIP's tokenizer.  Methods that do not read it leave it unread.
         """
-        with self._pruner.reader.questions.hold(texts):
+        with self.pruner.reader.questions.hold(texts):
             yield self
 
     @property
     def ledger(self) -> Ledger:
         """Tokens per layer, mean, cache entries and FLOPs for an ordinary image of this model."""
-        return self._pruner.ledger()
+        return self.pruner.ledger()
 
     @property
     def dims(self) -> ModelDims:
-        """The model's widths, as used for FLOPs."""
-        return self._pruner.dims
+        """The model's dimensions, as used for FLOPs."""
+        return self.pruner.dims
 
     @property
     def report(self) -> Report:
         """What the last prefill kept; needs `apply(..., report=True)`."""
-        if not self._pruner.record:
+        if not self.pruner.record:
             raise VisionDropError("nothing was recorded: apply with report=True (it costs a little time and memory)")
-        return self._pruner.report
+        return self.pruner.report
 
     @property
     def active(self) -> bool:
@@ -130,7 +134,7 @@ class Handle(Unpicklable):
 
     def reset(self) -> None:
         """Forget the last prompt: the next text-guided prefill takes its own last token (see `Pruner.prompt_ends`)."""
-        self._pruner.forget_prompt()
+        self.pruner.forget_prompt()
 
     def remove(self) -> None:
         """Give the model its stock behaviour back; doing so twice is harmless."""
@@ -181,7 +185,7 @@ def apply(
         encoder_score: what ranks patches after the encoder on towers with a [CLS] that the papers do not speak of (InternVL):
             "received", the default there, or "cls".
         min_tokens: with a share ("22%") as budget, the fewest tokens a small image is left with.
-        tokenizer: of the language model; methods that read the question before it does then find it in the prompt, behind
+        tokenizer: of the language model; methods that read the question before it does then find it in the prompt, after
             the picture (see `Handle.questions`).
         options, more: the method's own options, e.g. `score="text"`, `merge="off"`.
 
@@ -213,16 +217,11 @@ def _attach(model: nn.Module, adapter: Any, pruner: Pruner, compile: bool) -> Ha
 
     def detach() -> None:
         undo()
-        model.__dict__.pop("_visiondrop_handle", None)
+        keep_handle(model, None)
 
     handle._detach = detach
-    model.__dict__["_visiondrop_handle"] = handle
+    keep_handle(model, handle)
     return handle
-
-
-def handle_of(model: nn.Module) -> Handle | None:
-    """The handle of what is applied to `model`, or None."""
-    return model.__dict__.get("_visiondrop_handle")
 
 
 def _compile(adapter) -> None:

@@ -25,6 +25,8 @@ from .tower.questions import Reader
 
 CHUNK = 256
 
+_HANDLE = "_visiondrop_handle"
+
 
 class Unpicklable:
     """Part of a pruned model: of use with that one model in this one process."""
@@ -238,7 +240,7 @@ class Pruner(Unpicklable):
             attention_mask: [B, past + T] in unpruned lengths, or None; position_ids: [B, T] or None.
             cache: None, or any cache of transformers (an unpruned `DynamicCache` becomes a `PrunedCache` in place).
             layout: the images that come with this pass, or None.
-            features: [B, T, n * D] to be added behind each of the first n layers, or None.
+            features: [B, T, n * D] to be added after each of the first n layers, or None.
         """
         if will_recompute(stack):
             cache = None  # layers that are run a second time fill none
@@ -280,7 +282,7 @@ class Pruner(Unpicklable):
         Args:
             ids: [B, T] ids of this pass in unpruned length, or None where they are not known.
             pixels: the images, [N, ...] or N tensors, or None.
-            before: tokens of each row that lie in the cache, in unpruned length.
+            before: tokens of each row that are in the cache, in unpruned length.
         """
         if not self.plan.text_guided:
             return
@@ -302,10 +304,22 @@ class Pruner(Unpicklable):
         self.prompts.forget()
 
 
+def handle_of(model: nn.Module):
+    """The `Handle` of what is applied to `model`, or None."""
+    return model.__dict__.get(_HANDLE)
+
+
+def keep_handle(model: nn.Module, handle: Any) -> None:
+    """Let `handle_of` find it; None = nothing is applied any more."""
+    model.__dict__.pop(_HANDLE, None)
+    if handle is not None:
+        model.__dict__[_HANDLE] = handle  # not through Module.__setattr__: no part of the model's state
+
+
 def current_pruner(model: nn.Module):
     """The pruner of the method applied to `model`, or None."""
-    handle = model.__dict__.get("_visiondrop_handle")
-    return None if handle is None else handle._pruner
+    handle = handle_of(model)
+    return None if handle is None else handle.pruner
 
 
 def current_choice(model: nn.Module) -> Choice | None:

@@ -137,7 +137,7 @@ def _samples(raw: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _outcome(results: dict[str, Any], folder: RunFolder, lm: Any) -> Outcome:
     task = folder.benchmark.task
     metrics = {
-        name.partition(",")[0]: float(value)  # behind the comma: the filter of the answers
+        name.partition(",")[0]: float(value)  # after the comma: the filter of the answers
         for name, value in sorted(results["results"][task].items())
         if "," in name and "_stderr" not in name and isinstance(value, (int, float)) and math.isfinite(value)
     }

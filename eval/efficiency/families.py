@@ -18,7 +18,7 @@ from visiondrop.plans.shape import VisualShape
 from .timing import Candidate, interleave, ratio, summary
 
 NAME = "Qwen2.5-VL-7B"
-BEFORE, AFTER = 15, 48  # text tokens before and behind the picture
+BEFORE, AFTER = 15, 48  # text tokens before and after the picture
 IDS = {
     "image_token_id": 151655,
     "video_token_id": 151656,

@@ -1,4 +1,4 @@
-"""Random-weight models and inputs of chosen widths: lengths do not depend on data, so time and memory do not."""
+"""Random-weight models and inputs of chosen dimensions: lengths do not depend on data, so time and memory do not."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from visiondrop.plans.plan import Plan
 from visiondrop.plans.shape import VisualShape
 from visiondrop.stack.layout import Image, Layout, Span, padding_mask
 
-BEFORE, AFTER = 35, 28  # text tokens before and behind the image (what Table 4 implies)
+BEFORE, AFTER = 35, 28  # text tokens before and after the image (what Table 4 implies)
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 CLIP_TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = {
@@ -60,7 +60,7 @@ def build_stock(
     attention: str = "sdpa",
     seed: int = 0,
 ) -> LlavaForConditionalGeneration:
-    """The same widths in transformers' own class, with nothing of ours in it."""
+    """The same dimensions in transformers' own class, with nothing of ours in it."""
     text = LlamaConfig(
         **(SIZES[size] if isinstance(size, str) else size), **IDS, vocab_size=vocab, max_position_embeddings=65536
     )

@@ -1,6 +1,6 @@
 """One model, many (method, budget): encode, prefill, select and decode timed apart, interleaved, against two bases.
 
-Bases: method "none" in our own classes, and transformers' `LlavaForConditionalGeneration` of the same widths ("stock").
+Bases: method "none" in our own classes, and transformers' `LlavaForConditionalGeneration` of the same dimensions ("stock").
 `select` is what choosing costs: the encoder stage alone on tower output at hand, plus the decoder prefill minus the
 same layers on the same lengths with selection for free, round by round.
 """

@@ -58,7 +58,7 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def _by(rows: list[dict[str, Any]], name: Callable[[dict[str, Any]], Any]) -> dict[Any, list[dict[str, Any]]]:
-    """The rows in groups of one name, in the order in which the names first stand."""
+    """The rows in groups of one name, in order of first appearance."""
     groups: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(name(row), []).append(row)

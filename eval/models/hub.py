@@ -73,7 +73,7 @@ class Watched:
         return new
 
     def _continued(self, ids: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """Behind the cache of the prompt up to its last picture, from the store where it is there."""
+        """After the cache of the prompt up to its last picture, from the store where it is there."""
         end = int((ids[0] == self.inner.config.image_token_id).nonzero()[-1]) + 1
         tensors = {
             k: v for k, v in inputs.items() if isinstance(v, Tensor) and k not in ("input_ids", "attention_mask")

@@ -1,4 +1,4 @@
-"""Registers our models with lmms-eval from outside its tree, and says which one a run wants.
+"""Registers our models with lmms-eval from outside its tree, and says which one a run asks for.
 
 From a checkout, lmms-eval's own command line with our model registered:
 

@@ -50,7 +50,7 @@ class JoinedPrefix(Prefix):
 
 
 def encode_together(model: nn.Module, ids: list[int], owners: tuple[int, ...], **inputs: Any) -> JoinedPrefix:
-    """Prefill the images of `inputs`, one per row, behind the same text.
+    """Prefill the images of `inputs`, one per row, after the same text.
 
     Args:
         ids: up to and including the placeholder, the same for every image.

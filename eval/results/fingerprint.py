@@ -90,7 +90,7 @@ class Checkpoint:
 
     @property
     def dims(self) -> ModelDims | None:
-        """Widths for the FLOPs of a ledger; None where `settings` is."""
+        """Dimensions for the FLOPs of a ledger; None where `settings` is."""
         return None if self.settings is None else geometry.dims(self.settings, self.name)
 
     def visual_shape(self, layout: str | None = None) -> VisualShape | None:

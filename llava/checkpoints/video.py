@@ -1,6 +1,6 @@
 """Video-LLaVA checkpoints: their two towers, in the original layout and in the hub's.
 
-The original (LanguageBind/Video-LLaVA-7B) names its towers by `mm_image_tower` and `mm_video_tower`; they lie in
+The original (LanguageBind/Video-LLaVA-7B) names its towers by `mm_image_tower` and `mm_video_tower`; they are in
 folders of their own (LanguageBind's repositories, with `add_time_attn` and `num_frames` in `vision_config`) or inside
 the checkpoint.
 The hub conversion (LanguageBind/Video-LLaVA-7B-hf) has dropped the temporal attention of the video tower, so it is a

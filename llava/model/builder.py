@@ -134,7 +134,7 @@ def _build(checkpoint, **placement):
 
 
 def _leave_files(model, weights):
-    """Copy parameters that still lie in the memory-mapped `weights`, so that overwriting a file cannot change a loaded
+    """Copy parameters that still are in the memory-mapped `weights`, so that overwriting a file cannot change a loaded
     model.
     """
     mapped = {tensor.data_ptr() for tensor in weights.values()}

@@ -126,7 +126,7 @@ class LlavaMetaForCausalLM:
         )
 
     def _earlier_pictures(self, input_ids: Tensor, image_sizes) -> list[Picture]:
-        """The images of earlier turns, which lie in the cache: what they are follows from the prompt alone."""
+        """The images of earlier turns, which are in the cache: what they are follows from the prompt alone."""
         holes = int((input_ids == IMAGE_TOKEN_INDEX).sum())
         if self.get_video_tower() is None:
             return self.pictures([None] * holes, image_sizes)

@@ -41,7 +41,7 @@ class FixedCache:
 
     Attributes:
         lengths: n_l, columns of the prompt in every layer, those behind a row's last token included.
-        spare: [B] long, columns behind each row's last token: new tokens are written over them.
+        spare: [B] long, columns after each row's last token: new tokens are written over them.
         step: [1] long, new tokens so far.
         reach: how many new tokens a step looks at; at most `room`.
     """
@@ -144,7 +144,7 @@ class Decoder:
         return True
 
     def decode(self, number: int) -> bool:
-        """New token `number` (1 is the first behind the prompt's own); True where the buffers had to be replaced."""
+        """New token `number` (1 is the first after the prompt's own); True where the buffers had to be replaced."""
         room = room_for(number)
         grown = self.reserve(room)
         self.cache.reach = min(room, self.cache.room)
@@ -162,7 +162,7 @@ class Decoder:
         self.out[:, :1].copy_(self.token)
 
     def read(self, ids: Tensor) -> Tensor:
-        """The prompt's last columns, from ids [B, A], behind what the cache already holds: states [B, A, D]."""
+        """The prompt's last columns, from ids [B, A], after what the cache already holds: states [B, A, D]."""
         self.cache.reach = 0
         behind = torch.arange(-ids.shape[1], 0, device=ids.device)[None]
         return self._through(ids, lambda length: length + behind)

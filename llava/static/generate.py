@@ -28,7 +28,7 @@ from visiondrop.tower.units import Picture
 from .decode import ROOMS, Decoder, room_for
 from .replay import CompiledLayers, Notice, Replay
 
-TEXT_STEP = 8  # lengths of the text behind the image are rounded up to a multiple of it
+TEXT_STEP = 8  # lengths of the text after the image are rounded up to a multiple of it
 FIRST_ROOM = 128  # new tokens there is room for at first, where as many are asked for
 LOOK_EVERY = 8  # on CUDA, steps between two looks at whether every row has ended, after the first eight
 NEUTRAL = {  # settings of `generate` that leave a greedy answer as it is, whatever their value
@@ -255,7 +255,7 @@ class StaticGenerator:
         return "on" if not eager else "partly" if static else "eager"
 
     def generate(self, input_ids: Tensor, images: Any, image_sizes: Any = None, **settings: Any) -> Tensor | None:
-        """As `model.generate`: [B, new] new ids, or None where the call has no static shape."""
+        """As `model.generate`: [B, new] new ids, or None for a call without a static shape."""
 
         def begin(room: int) -> Static:
             prompts = Prompts.read(self.model, input_ids, settings.get("attention_mask"), images, image_sizes)
@@ -266,7 +266,7 @@ class StaticGenerator:
         return self._answer(begin, settings)
 
     def behind(self, prefix: Prefix, rows: Sequence[Sequence[int]], **settings: Any) -> Tensor | None:
-        """As `visiondrop.reuse.session.continue_prefix`: [B, new] new ids, or None where the call has no static shape."""
+        """As `visiondrop.reuse.session.continue_prefix`: [B, new] new ids, or None for a call without a static shape."""
 
         def begin(room: int) -> Static:
             after, spare = fill_up(rows, TEXT_STEP, self.model.device)
@@ -312,7 +312,7 @@ class StaticGenerator:
         return _cut(static.decoder.out[:, :limit], ends, pad)
 
     def _settings(self, given: dict[str, Any]) -> tuple[int, Tensor, int]:
-        """(most new tokens, ids that end an answer, id that stands behind them).
+        """(most new tokens, ids that end an answer, id that stands after them).
 
         Raises:
             NotStatic: settings ask for more than greedy search.
@@ -346,7 +346,7 @@ class StaticGenerator:
 
 
 def _cut(out: Tensor, ends: Tensor, pad: int) -> Tensor:
-    """Padding behind each row's end; columns up to where the last row ends."""
+    """Padding after each row's end; columns up to where the last row ends."""
     is_end = torch.isin(out, ends)
     behind = is_end.cumsum(1) - is_end.long() > 0
     return out.masked_fill(behind, pad)[:, : int((~behind).sum(1).max())]

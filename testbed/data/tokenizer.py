@@ -42,7 +42,7 @@ def question_ids(text: str, ids: dict[str, int] = IDS) -> list[int]:
 def build_tokenizer(ids: dict[str, int] = IDS, length: int = 2048) -> PreTrainedTokenizerFast:
     """The tokenizer that goes into the checkpoint; adds <s> in front as LLaMA's does, pads on the left.
 
-    ids: numbers of the words, those of `IDS` and a sibling's own behind them; length: longest prompt.
+    ids: numbers of the words, those of `IDS` and a sibling's own after them; length: longest prompt.
     """
     core = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     sentence = Regex(

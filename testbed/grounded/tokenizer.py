@@ -1,4 +1,4 @@
-"""The words of the grounded sibling: the testbed's, "where", and the edges of patches beyond 9, which stand behind them."""
+"""The words of the grounded sibling: the testbed's, "where", and the edges of patches beyond 9, which stand after them."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Batch:
     pixels: uint8, what the tower sees, in the shape its `Views.encode` takes; cells: places of its patches;
     labels: by name, the class of every patch [..., K]; shown: bool [..., K], whether a patch shows any object;
     objects: float [..., N], which colour-shape pairs (and digits) are in a view; question_ids [B, Q, T];
-    answer_at [B, Q]: the place whose next token is the answer's first; answers [B, Q, A]: its words, IGNORE behind the
+    answer_at [B, Q]: the place whose next token is the answer's first; answers [B, Q, A]: its words, IGNORE after the
     last; bridges [B, Q, 2]: the words that the first and the second hop lead to (IGNORE where there is none); kinds [B, Q]: number among the kinds trained;
     visual_positions ([V] or [B, V]) and question_start: see model.Layout; kept [B, K]: numbers of the visual tokens the
     decoder gets, ascending, None for all of them.

@@ -43,7 +43,7 @@ def compute_losses(
 
 
 def answer_states(weights: Weights, sizes: Sizes, tokens: torch.Tensor, batch: Batch, probes=(), depth: int = 0):
-    """What `decode` makes of the questions behind the visual tokens [B, V, D], or behind those that the batch keeps."""
+    """What `decode` makes of the questions after the visual tokens [B, V, D], or after those that the batch keeps."""
     if batch.kept is not None:
         tokens = tokens.gather(1, batch.kept[..., None].expand(-1, -1, tokens.shape[-1]))
     prefix = torch.tensor(PREFIX, device=tokens.device)
@@ -83,7 +83,7 @@ def answer_losses(
     width, words = states.shape[-1], batch.answers.shape[-1]
 
     def read(states: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """Logits [B, Q, K, words] of what stands behind the places `at` [B, Q, K]."""
+        """Logits [B, Q, K, words] of what stands after the places `at` [B, Q, K]."""
         some = states.flatten(0, 1).gather(1, at.flatten(0, 1)[..., None].expand(-1, -1, width))
         return (some.view(*at.shape, width) @ head.T).float()
 

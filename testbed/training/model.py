@@ -2,11 +2,11 @@
 
     weights = init_weights(Sizes(), seed=0)                      # {"model.layers.0.self_attn.q_proj.weight": ..., ...}
     features, cls, _ = encode(weights, sizes, pixels, cells)     # CLIP tower up to layer -2
-    hidden = decode(weights, sizes, features, layout)            # projector and LLaMA, many questions behind one image
+    hidden = decode(weights, sizes, features, layout)            # projector and LLaMA, many questions after one image
 
 Letters: B images, V visual tokens, P prefix (text before the image plus V), Q questions per image, T tokens per
 question, S = P + Q T, D width, H heads. Written for speed on a CPU: plain matmul attention (the fused kernels are
-slow backwards there), one GEMM for q, k and v, and all questions of an image behind one shared prefix. The same
+slow backwards there), one GEMM for q, k and v, and all questions of an image after one shared prefix. The same
 weights give the same logits in transformers' own classes (tests/testbed/test_export.py).
 """
 

@@ -1,4 +1,4 @@
-"""The words of the video sibling: the testbed's and six of its own, which stand behind them."""
+"""The words of the video sibling: the testbed's and six of its own, which stand after them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONTEXT = 4096
 
 
 def question_ids(text: str) -> list[int]:
-    """Ids of what stands behind the video: the words of the question and "assistant:"."""
+    """Ids of what stands after the video: the words of the question and "assistant:"."""
     return base.question_ids(text, IDS)
 
 

@@ -56,7 +56,7 @@ def test_a_hub_folder_is_described_as_its_loaded_model_is(tmp_path, family, stra
 
 
 def test_what_a_hub_folder_leaves_out_is_the_default_of_its_class(tmp_path):
-    """As in llava-hf/llava-1.5-7b-hf, whose config.json says neither layers nor widths of the decoder."""
+    """As in llava-hf/llava-1.5-7b-hf, whose config.json says neither layers nor dimensions of the decoder."""
     vision = dict(hidden_size=1024, image_size=336, intermediate_size=4096, model_type="clip_vision_model")
     vision |= dict(num_attention_heads=16, num_hidden_layers=24, patch_size=14)
     text = {"model_type": "llama", "rms_norm_eps": 1e-5, "vocab_size": 32064}

@@ -9,6 +9,7 @@ from llava.mm_utils import process_images, tokenizer_image_token
 from llava.prompts import prompt_of, template_of
 from tests.support import decoders, models, next_models
 from tests.support.loading import edit, load
+from visiondrop.api import handle_of
 from visiondrop.errors import UnsupportedError
 
 BASES = list(decoders.DECODERS)
@@ -100,7 +101,7 @@ def test_front_ends_agree_cached_is_one_pass_and_a_batch_is_its_rows(stock, load
         own = native.generate(ids, attention_mask=mask, images=images, image_sizes=sizes, **greedy)
         for i, row in enumerate(rows()):
             longer = row + own.sequences[i, :3].tolist()
-            native._visiondrop_handle.reset()
+            handle_of(native).reset()
             alone = native.generate(
                 torch.tensor([row]), images=images[i : i + 1], image_sizes=sizes[i : i + 1], **greedy
             )

@@ -44,4 +44,4 @@ def test_frames_share_the_budget_alike_in_both_classes(method):
 def test_the_towers_have_another_text_half_than_openais():
     for model in (video_models.native(2), video_models.hub(2)):
         with visiondrop.apply(model, "cdpruner", tokens=64) as handle, handle.questions(["What?"]):
-            assert handle._pruner.reader.default is None
+            assert handle.pruner.reader.default is None

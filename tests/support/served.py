@@ -50,7 +50,7 @@ class Server:
         told = [sys.executable, "-m", "visiondrop", "serve", str(model), *PLAIN, *flags, "--port", str(port)]
         env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         if "--tensor-parallel-size" in flags:
-            env["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"  # by itself vLLM wants a memory node for each process
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"  # by itself vLLM needs a memory node for each process
         with open(log, "w") as stream:
             where = {"stdout": stream, "stderr": stream, "cwd": ROOT, "env": env, "start_new_session": True}
             self.process = subprocess.Popen(told, **where)

@@ -39,7 +39,7 @@ def test_a_patch_is_followed_through_tokens_that_merge_again(report):
 
 
 def test_places_are_in_the_models_order():
-    """Inside the tower, behind it, then the decoder's layers."""
+    """Inside the tower, after it, then the decoder's layers."""
     order = [Step(layer, {}, 0, 0).order for layer in ("tower 7", "tower 14", "encoder", 0, 2)]
     assert order == sorted(order) and order[0] > INPUT
     assert [place_name(n) for n in (INPUT, *order[1:4])] == [

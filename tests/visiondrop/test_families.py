@@ -68,7 +68,7 @@ def logits(model, given, **more):
 
 
 def extend(name, given, new):
-    """The same prompt with more ids behind it, for one pass."""
+    """The same prompt with more ids after it, for one pass."""
     ids = torch.cat([given["input_ids"], new], dim=1)
     out = {**given, "input_ids": ids}
     out["attention_mask"] = torch.cat([given["attention_mask"], torch.ones_like(new)], dim=1)
@@ -388,11 +388,11 @@ def test_flops_are_those_counted(name, method, tokens):
 def entered_shape(model, given):
     """The shape of the picture in `given`."""
     with visiondrop.apply(model, "random", "50%") as handle, pytest.MonkeyPatch.context() as patch:
-        shapes, pruner = [], handle._pruner
+        shapes, pruner = [], handle.pruner
         stock = pruner.plan_for
         patch.setattr(pruner, "plan_for", lambda shape: (shapes.append(shape), stock(shape))[1])
         logits(model, given)
-    return next(shape for shape in shapes if shape != handle._pruner.shape)
+    return next(shape for shape in shapes if shape != handle.pruner.shape)
 
 
 def test_what_would_be_wrong_is_refused(model, name):

@@ -1,4 +1,4 @@
-"""The FLOPs formulas against a counter on real modules (meta tensors, 7B widths), and against published numbers."""
+"""The FLOPs formulas against a counter on real modules (meta tensors, 7B dimensions), and against published numbers."""
 
 from dataclasses import replace
 
@@ -130,7 +130,7 @@ def schedule(counts: tuple[int, ...], shape: VisualShape) -> Plan:
 
 
 def test_anchors_of_the_convention():
-    """Worked out by hand from the widths of CLIP-L and LLaMA-7B, at the token counts printed beside them."""
+    """Worked out by hand from the dimensions of CLIP-L and LLaMA-7B, at the token counts printed beside them."""
     assert flops.tower(DIMS, 576, 24, 1) == 381918216192
     assert schedule((96, 70, 52, 38), VisualShape()).ledger().flops == 2.107249573888e12
     assert schedule((480, 350, 260, 190), NEXT).ledger().flops == 7.172489592832e12

@@ -9,7 +9,7 @@ from tests.support import clip, models
 LAYERS = 8  # FastV prunes at 1, PyramidDrop and SparseVLM at 1, 2 and 4
 TOLERANCE = 1e-5
 CLIP = (clip.model(), clip.tokenizer)
-READS = {"tokenizer": clip.Prompts()}  # methods that read the question find it behind the picture
+READS = {"tokenizer": clip.Prompts()}  # methods that read the question find it after the picture
 SETTINGS = {
     "fastv": dict(tokens=100),
     "pyramiddrop": dict(tokens=100),

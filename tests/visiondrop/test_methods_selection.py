@@ -280,7 +280,7 @@ def test_controls_find_the_patches_of_frames_and_of_a_canvas():
 
 
 def test_visual_pyramiddrop_scores_are_visiondrops(model):
-    """On equal states: the first stage behind eight full layers, and every stage of VisionDrop's own trace."""
+    """On equal states: the first stage after eight full layers, and every stage of VisionDrop's own trace."""
     ids, pictures = torch.tensor([models.prompt()]), models.pixels(0)
     scores = []
     for settings in (dict(method="pyramiddrop", score="visual"), dict(method="visiondrop", encoder="off")):

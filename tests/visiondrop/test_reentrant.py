@@ -42,7 +42,7 @@ def logits(model, ids: list[int], *pictures: int) -> torch.Tensor:
 
 
 def turns(seed: int) -> tuple[list[int], list[int]]:
-    """A first prompt, and it with an answer, another question and another image behind it."""
+    """A first prompt, and it with an answer, another question and another image after it."""
     first = models.prompt(seed, 35 - seed, 12 + 3 * seed)
     return first, [*first, 7, 9, 11, *models.prompt(seed + 5, 4, 9)]
 

@@ -1,4 +1,4 @@
-"""Widths of the table's families, for FLOPs, from a configuration of transformers."""
+"""Dimensions of the table's families, for FLOPs, from a configuration of transformers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +9,7 @@ from ..plans.towers import GridTower
 
 
 def dims_of(config: Any, patches: str) -> ModelDims:
-    """The widths of a model with this configuration; `patches` as in `families.table`."""
+    """The dimensions of a model with this configuration; `patches` as in `families.table`."""
     text = config.text_config
     heads = text.num_attention_heads
     width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)

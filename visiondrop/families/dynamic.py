@@ -1,6 +1,6 @@
 """One adapter for the families of `families.table`: models that take pictures of many sizes, several of them, and videos.
 
-The tower runs as it is and hands all of its tokens on.  Scores and keys are picked up in its last layer that sees the whole
+The tower runs as it is and passes on all of its tokens.  Scores and keys are picked up in its last layer that sees the whole
 picture, sent the way the patches go on to become tokens, and kept beside them; the encoder stage chooses on entry of the
 language model, where positions (M-RoPE), features of other layers (Qwen3-VL) and beams follow the tokens by themselves.
 What that costs more than choosing before the projector is the projector on all tokens, well below 1 % of a prefill.
@@ -88,7 +88,7 @@ class DynamicAdapter(HubAdapter):
         return self._shape(None, tokens, tiles)
 
     def dims(self) -> ModelDims:
-        """The model's widths."""
+        """The model's dimensions."""
         return dims_of(self.model.config, self.family.patches)
 
     def attach(self, pruner) -> Callable[[], None]:

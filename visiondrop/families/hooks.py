@@ -214,7 +214,7 @@ class HubAdapter(Unpicklable):
         return args, with_cache({**changed, "attention_mask": ANY_4D}, cache)
 
     def _extras(self, kwargs: dict) -> tuple[Tensor | None, dict]:
-        """Features that the stack would add to the states behind its first layers, and its arguments without them."""
+        """Features that the stack would add to the states after its first layers, and its arguments without them."""
         return None, kwargs
 
     def _refuse_recomputed_hooks(self, stack) -> None:

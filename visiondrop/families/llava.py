@@ -77,7 +77,7 @@ class HubLlavaAdapter(HubAdapter):
         return published(self.model.config.vision_config) if self.has_cls else None
 
     def dims(self) -> ModelDims:
-        """The model's widths."""
+        """The model's dimensions."""
         config = self.model.config
         name = config.name_or_path or type(self.model).__name__
         return model_dims(name, config.text_config, config.vision_config, int(self.has_cls))

@@ -30,7 +30,7 @@ def served_here(path: str) -> bool:
 
 
 def template(processor: Any) -> tuple[str, str]:
-    """(text up to the picture's placeholder, text behind it with `{question}`) of the processor's own chat template."""
+    """(text up to the picture's placeholder, text after it with `{question}`) of the processor's own chat template."""
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     token = processor.image_token
@@ -44,7 +44,7 @@ def template(processor: Any) -> tuple[str, str]:
 
 
 def put_before(processor: Any, image: Any, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Tensor], str]:
-    """(the model's arguments for a picture and what stands before it, the text behind it with `{question}`)."""
+    """(the model's arguments for a picture and what stands before it, the text after it with `{question}`)."""
     before, behind = template(processor)
     return _made(processor, image, before, device, dtype), behind
 
@@ -86,7 +86,7 @@ class HubLoaded:
         return view(self.model, self.processor, inputs)
 
     def generate(self, inputs: dict[str, Any], **settings: Any) -> Tensor:
-        """[B, new] the ids that were generated behind the prompts."""
+        """[B, new] the ids that were generated after the prompts."""
         return self.model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
 
     def text(self, ids: Tensor) -> str:

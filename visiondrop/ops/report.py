@@ -25,7 +25,7 @@ class StageReport:
         reference: [C] ids of contextual tokens (each carries its reference's id), likewise.
         merged: [N] ids merged away; assignment: [N] index into `reference`, -1 = discarded.
         hidden: [K + C, D] visual states right after the stage, in sequence order (encoder stage: before the projector, or
-            behind it where it chooses by projected states).
+            after it where it chooses by projected states).
         scores: [n] scores of the tokens the stage received; origin: [n] their ids.
         sequence: [K + C] ids of all tokens that go on, in sequence order.
     """

@@ -74,7 +74,7 @@ def finish_both(
     if own_rotary or keys.shape[2] != queries.shape[2]:
         key, query = finish(attention, keys, rope, "k", own_rotary), finish(attention, queries, tail, "q", own_rotary)
         return key.contiguous(), query.contiguous()
-    # As many key heads as query heads: both are rotated at once, one behind the other.
+    # As many key heads as query heads: both are rotated at once, one after the other.
     key, query = _heads(attention, keys, "k"), _heads(attention, queries, "q")
     both = torch.cat([key.transpose(1, 2), query.transpose(1, 2)], dim=2)
     cos, sin = torch.cat([rope[0], tail[0], rope[1], tail[1]], dim=1).chunk(2, dim=1)

@@ -18,7 +18,7 @@ from .towers import GridTower
 
 @dataclass(frozen=True)
 class ModelDims:
-    """Widths of a LLaVA-shaped model (`layers` is the decoder's depth).
+    """Dimensions of a LLaVA-shaped model (`layers` is the decoder's depth).
 
     Attributes:
         temporal: every tower layer also attends over frames, patch by patch (LanguageBind's video tower).
@@ -49,7 +49,7 @@ VIDEO_LLAVA_7B = replace(LLAVA_7B, name="Video-LLaVA-7B", temporal=True)
 
 
 def model_dims(name: str, text, vision, cls: int = 1) -> ModelDims:
-    """Widths for FLOPs from a text and a vision configuration."""
+    """Dimensions for FLOPs from a text and a vision configuration."""
     return ModelDims(
         name=name,
         hidden=text.hidden_size,
@@ -138,7 +138,7 @@ def text_half(half: TextHalf, ids: int) -> int:
 
 
 def question_guided(dims: ModelDims, shape, kept: int, half: TextHalf = CLIP_L) -> int:
-    """Choosing by the question behind the projector: CLIP's text half on one full segment, patches in its space, their
+    """Choosing by the question after the projector: CLIP's text half on one full segment, patches in its space, their
     similarities as the language model gets them, and `kept` steps of a Cholesky factor.
     """
     n = shape.patches

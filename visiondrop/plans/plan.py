@@ -69,7 +69,7 @@ class EncoderStage(_Keeps):
             sequence of an unpadded picture: what is in its padding goes, so that its length depends on the picture).
         newlines: in the order "packed", newlines that are handed on with the rows.
         scoring: what chooses, for a reader of the plan: "cls" ([CLS] attention of the tower), or "" for anything else.
-        probes: 0-based tower layers whose attention is asked for (`view.at`), up to the one behind the feature layer; none = the
+        probes: 0-based tower layers whose attention is asked for (`view.at`), up to the one after the feature layer; none = the
             feature layer alone.
         projected: all patches go through the projector first (`view.projected`), and the rows that are kept are projected.
         whole: the units of an image are one sequence, [CLS], newlines and padding left out, and `kept` counts all its rows.

@@ -15,7 +15,7 @@ class GridTower:
         merge: patches per side of a token.
         cls: rows beside the patches in every frame or tile.
         window: tokens per side of an attention window, 0 = none; whole: layers that see the whole picture.
-        merger: (rows of patches or tokens, inputs, outputs) of every matrix behind the tower: "patch" or "token".
+        merger: (rows of patches or tokens, inputs, outputs) of every matrix after the tower: "patch" or "token".
         tile: patches of one tile, where pictures are cut into tiles; 0 = the grid is the picture.
     """
 

@@ -33,7 +33,7 @@ class Prefix:
         ids: [1, length] in unpruned length.
         owner: what chose its tokens, see `current_choice` (None: nothing was applied).
         model: weak reference to the model it was made with; None where that is not known.
-        shift: what M-RoPE's positions behind it differ by from the number of tokens, [1, 1] long, or None.
+        shift: what M-RoPE's positions after it differ by from the number of tokens, [1, 1] long, or None.
     """
 
     cache: DynamicCache
@@ -114,7 +114,7 @@ def continue_prefix(model: Model, prefix: Prefix, rows: Sequence[Sequence[int]],
     """Generate behind a prefix for several questions at once.
 
     Args:
-        rows: ids behind the image, one list per question, of any lengths >= 1.
+        rows: ids after the image, one list per question, of any lengths >= 1.
         settings: anything of `generate` (`max_new_tokens`, `num_beams`, ...).
 
     Returns:

@@ -1,6 +1,6 @@
 """One image, many questions: the pruned cache of (system prompt + image) is computed once and continued by each.
 
-Visual-only scores never see what stands behind the image, so the kept tokens and their keys and values are the same
+Visual-only scores never see what stands after the image, so the kept tokens and their keys and values are the same
 for every question; continuing them is exact.  Text-guided methods choose by the question and are refused.
 
     session = visiondrop.encode(model, image, tokenizer=tokenizer, image_processor=processor, tokens=64)
@@ -55,7 +55,7 @@ class Session:
 
         Args:
             questions: of any lengths; they are run together, `batch_size` at a time (default: all at once).  Without
-                a tokenizer, questions and answers are ids: everything behind the image, and what is generated.
+                a tokenizer, questions and answers are ids: everything after the image, and what is generated.
             settings: anything of `generate`; greedy unless told otherwise.
         """
         single = isinstance(questions, str)
@@ -124,7 +124,7 @@ def encode(
             frames, H, W] (`llava.video.load_video`).
         tokenizer, image_processor: the model's; the second is not needed for pixels.
         processor: the whole processor of a model of transformers, in place of both, with its own chat template.
-        prompt: text with one `<image>` and, behind it, `{question}`; by default the conversation template of the
+        prompt: text with one `<image>` and, after it, `{question}`; by default the conversation template of the
             checkpoint (`llava.prompts`), the same that `ask` and the evaluation use.
         ids: in place of the prompt's text before the image, its ids; then no tokenizer is needed, see `Session.ask`.
         method, tokens, options: applied first, as `visiondrop.apply` does; left out, what is applied stays.

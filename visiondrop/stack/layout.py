@@ -67,7 +67,7 @@ class Layout:
         lengths: valid tokens of every row.
         width: columns T.
         mask: [B, T] bool on the CPU where there is padding, else None.
-        prompt_ends: per row, ascending coordinates behind the last token of each prompt (see `Pruner.prompt_ends`).
+        prompt_ends: per row, ascending coordinates after the last token of each prompt (see `Pruner.prompt_ends`).
     """
 
     spans: list[Span]

@@ -46,7 +46,7 @@ class _Run:
         self.arguments: dict = {}
 
     def mask(self, hidden: Tensor, valid: Tensor | None, layer: int) -> Tensor | None:
-        """The attention mask of the segment that starts at `layer`, in the form its attention backend wants."""
+        """The attention mask of the segment that starts at `layer`, in the form its attention backend needs."""
         return create_causal_mask(
             config=self.stack.config,
             inputs_embeds=hidden,
@@ -132,7 +132,7 @@ class PrefillRun(_Run):
         return position_ids.expand(len(self.layout.lengths), *position_ids.shape[1:])
 
     def _add_features(self, layer: int, hidden: Tensor) -> Tensor:
-        """What Qwen3-VL adds behind its first layers: the features of `layer`, as far as their tokens are still here."""
+        """What Qwen3-VL adds after its first layers: the features of `layer`, as far as their tokens are still here."""
         width = hidden.shape[-1]
         own = self.rows.features[..., layer * width : (layer + 1) * width]
         if (layer + 1) * width == self.rows.features.shape[-1]:

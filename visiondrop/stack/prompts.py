@@ -35,7 +35,7 @@ class Prompts(threading.local):
         self._known = self._next = []
 
     def ends(self, rows: list[list[int]], pixels: Sequence[Tensor | None] | Tensor | None) -> Ends:
-        """Per row, ascending coordinates behind the last token of each prompt of its conversation.
+        """Per row, ascending coordinates after the last token of each prompt of its conversation.
 
         They are remembered when the pass is `done`: one that an error ended has never been.
 
@@ -52,7 +52,7 @@ class Prompts(threading.local):
             self._next = known = [*(k for k in known if k is not found), found]
             if sample and len(sample) == len(found[2]):
                 return ends  # nothing new to find again: an image asks for the first end after it
-        if found is not None and not sample:  # the images lie in the cache
+        if found is not None and not sample:  # the images are in the cache
             sample = found[2]
         self._next = [*known, (rows, ends, sample)][-MOST:]
         return ends

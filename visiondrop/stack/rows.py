@@ -113,7 +113,7 @@ class Rows:
         lengths: valid tokens per row; width: L.
         positions: [B, L] long, or [B, L, A] where a position has A axes; None where they follow from the place.
         features: [B, L, E] more numbers per token, zero for text (Qwen3-VL's deepstack), or None.
-        groups: the images; ends: per row, ascending coordinates behind the last token of each prompt.
+        groups: the images; ends: per row, ascending coordinates after the last token of each prompt.
     """
 
     def __init__(self, hidden: Tensor, layout: Layout, groups: list[Group]):

@@ -25,7 +25,7 @@ class LayerProbe:
         keys: [B, H, P + L, E] its rotated keys of P earlier tokens and, where it `has_run`, of those in hand; or None.
         padding: [B, P] bool, True for padding among the earlier ones, or None.
         chunk: query rows handled at once; fused: see `ops.fused`; own_rotary: see `scores.finish`.
-        last_norm: the norm behind the stack's last layer, or None.
+        last_norm: the norm after the stack's last layer, or None.
     """
 
     layer: Model
@@ -125,7 +125,7 @@ class View:
         """L1 norm of the rotated keys over all heads.
 
         Returns:
-            ([I, n] float32 of the visual tokens; [I, S] of what stands behind the image, as in `from_suffix`; [I, S] bool,
+            ([I, n] float32 of the visual tokens; [I, S] of what stands after the image, as in `from_suffix`; [I, S] bool,
             True where that is text: nowhere, for an image that nothing follows).
         """
         wanted = self._behind()
@@ -138,7 +138,7 @@ class View:
         """Places in the unpadded row, earlier turns included, as the probe layer counts them.
 
         Returns:
-            ([I] long of the image's first token; [I, S] of what stands behind the image, as in `from_suffix`).
+            ([I] long of the image's first token; [I, S] of what stands after the image, as in `from_suffix`).
         """
         earlier, size = self._probe.earlier(self._group.rows), self._behind().shape[1]
         starts = torch.tensor(self._group.starts, device=self._device)
@@ -147,7 +147,7 @@ class View:
         return earlier + starts, last
 
     def final_norm(self, states: Tensor) -> Tensor:
-        """`states` under the norm behind the stack's last layer."""
+        """`states` under the norm after the stack's last layer."""
         return self._probe.last_norm(states)
 
     def from_last_token(self) -> Tensor:
@@ -168,7 +168,7 @@ class View:
         return Meeting(query, key, own_value, value, layer.self_attn.scaling)
 
     def from_suffix(self) -> tuple[Tensor, Tensor]:
-        """Attention of the text behind the image (see `suffix_mask`) to each visual token.
+        """Attention of the text after the image (see `suffix_mask`) to each visual token.
 
         Returns:
             ([I, S, n] float32 mean over heads, [I, S] bool: False for places beyond a shorter text).
@@ -177,12 +177,12 @@ class View:
         return self._from_text(wanted), wanted
 
     def suffix_hidden(self) -> tuple[Tensor, Tensor]:
-        """States of the text behind the image: ([I, S, D], [I, S] bool as in `from_suffix`)."""
+        """States of the text after the image: ([I, S, D], [I, S] bool as in `from_suffix`)."""
         wanted = self.suffix_mask()
         return self._take(self._rows.hidden, [e - wanted.shape[1] for e in self._ends], wanted.shape[1]), wanted
 
     def suffix_mask(self) -> Tensor:
-        """[I, S] bool: which of the S coordinates before the prompt's end are text behind the image.
+        """[I, S] bool: which of the S coordinates before the prompt's end are text after the image.
 
         Where no text stands there, the prompt's last token, whatever it is, speaks for it.
         """
@@ -191,7 +191,7 @@ class View:
         return out
 
     def _behind(self) -> Tensor:
-        """`suffix_mask`, all False where no text stands behind the image."""
+        """`suffix_mask`, all False where no text stands after the image."""
         group = self._group
         longest = max(1, *(e - s - self.count for e, s in zip(self._ends, group.starts)))
         out = torch.zeros(len(group.images), longest, dtype=torch.bool)
@@ -209,7 +209,7 @@ class View:
 
     @property
     def _ends(self) -> list[int]:
-        """Per image, the coordinate behind the last token of the prompt it belongs to."""
+        """Per image, the coordinate after the last token of the prompt it belongs to."""
         group, ends = self._group, self._rows.ends
         out = []
         for row, start in zip(group.rows, group.starts):
@@ -240,7 +240,7 @@ class View:
     def _image_keys(self) -> tuple[Tensor, Tensor | None]:
         """Keys of everything a visual token may see: ([I, H, P + n, E], [I, P + n] bool True = padding, or None).
 
-        Text behind the image is never seen by a visual query, so it is not projected.
+        Text after the image is never seen by a visual query, so it is not projected.
         """
         if "key" not in self._cached:
             layer, group = self._probe.layer, self._group

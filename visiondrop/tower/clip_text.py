@@ -116,7 +116,7 @@ class ClipText:
     def _segments(self, pieces: Sequence[tuple[int, ...]]) -> Tensor:
         """[M, J] float32 embeddings of length 1.
 
-        Padding stands behind what is pooled, and the half is causal, so it changes nothing.
+        Padding stands after what is pooled, and the half is causal, so it changes nothing.
         """
         width = max(map(len, pieces))
         device = self.text_projection.weight.device
@@ -126,7 +126,7 @@ class ClipText:
 
     @torch.no_grad()
     def joint(self, states: Tensor) -> Tensor:
-        """Tower states behind its last norm [..., D] in the space of `embed`: [..., J] float32."""
+        """Tower states after its last norm [..., D] in the space of `embed`: [..., J] float32."""
         weight = self.visual_projection.weight
         return self.visual_projection(states.to(weight.device, weight.dtype)).float().to(states.device)
 

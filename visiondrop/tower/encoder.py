@@ -32,7 +32,7 @@ class Probe:
 
     @staticmethod
     def project(layer: Model, hidden: Tensor) -> None:
-        """Queries, keys and values of a layer that is not run: of the one behind the feature layer."""
+        """Queries, keys and values of a layer that is not run: of the one after the feature layer."""
         states, attention = layer.layer_norm1(hidden), layer.self_attn
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
             projection(states)
@@ -90,7 +90,7 @@ def embed(tower: Model, pixels: Tensor) -> Tensor:
     return tower.pre_layrnorm(hidden) if hasattr(tower, "pre_layrnorm") else hidden
 
 
-@torch.compiler.disable  # it reads what layers hand on inside, by hooks that a compiled tower would not call
+@torch.compiler.disable  # it reads what layers pass on inside, by hooks that a compiled tower would not call
 def run_layers(
     tower: Model, hidden: Tensor, first: int, last: int, probes: Mapping[int, Probe] | None = None
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""The question for encoder stages that read it: given by the caller, or read from the ids behind the template's picture."""
+"""The question for encoder stages that read it: given by the caller, or read from the ids after the template's picture."""
 
 import re
 import threading
@@ -89,7 +89,7 @@ class Reader:
         return self._halves[key]
 
     def read(self, rows: Iterable[Sequence[int]], visual: set[int], blocks: Sequence[int]) -> list[str | None]:
-        """Per picture, the text of its prompt behind it, up to the end of the user's turn; None without a tokenizer.
+        """Per picture, the text of its prompt after it, up to the end of the user's turn; None without a tokenizer.
 
         Where no text stands there, what the user says before the picture.
 
@@ -101,7 +101,7 @@ class Reader:
         out: list[str | None] = []
         for row in rows:
             first, left = len(out), 0
-            texts: list[list[int]] = [[]]  # before the first picture, then behind each
+            texts: list[list[int]] = [[]]  # before the first picture, then after each
             for token in row:
                 if token not in visual:
                     texts[-1].append(token)

@@ -1,10 +1,10 @@
 """DART (EMNLP 2025): after two layers, the visual tokens least like a few pivots, served one after the other.
 
-Source: the class `DART` of `ZichenWen1/EPIC`, commit b2ed9cd (docs/methods/dart.md): four visual tokens and four behind the
+Source: the class `DART` of `ZichenWen1/EPIC`, commit b2ed9cd (docs/methods/dart.md): four visual tokens and four after the
 image with the longest keys (L1) are pivots; each in turn takes the m visual tokens still left that resemble it least, by
 cosine of the states under the model's last norm.  Pivots are served in the order of a Python set of their places, which is
 computed here on the device.  Beyond the original: float32 in every dtype, equal values go to the smallest slot, any number
-may be kept, and fewer than four tokens behind the image share their part among the pivots there are.
+may be kept, and fewer than four tokens after the image share their part among the pivots there are.
 """
 
 from dataclasses import dataclass
@@ -147,7 +147,7 @@ class _Table:
     def __init__(self, values: Tensor, exists: Tensor, size: int):
         self.exists, self.size = exists, size
         self.full = torch.zeros(len(values), size, dtype=torch.bool, device=values.device)
-        self.slot = torch.full_like(values, size)  # of what is not there, behind all others
+        self.slot = torch.full_like(values, size)  # of what is not there, after all others
         self.tries = _tries(values, size)
 
     def insert(self, column: Tensor) -> None:

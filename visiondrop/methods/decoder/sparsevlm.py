@@ -1,11 +1,11 @@
 """SparseVLM v1.5 (Zhang et al., ICML 2025): text tokens that fit the image rate it; part of the pruned is recycled.
 
 Source: `Gumpest/SparseVLMs`, branch v1.5 (docs/methods/sparsevlm.md).  Once, on the input embeddings: raters = text tokens
-behind the image whose share of the image's attention is above the mean.  After layers 2, 6 and 15 of 32: the raters'
+after the image whose share of the image's attention is above the mean.  After layers 2, 6 and 15 of 32: the raters'
 attention in that layer ranks the visual tokens; a table says how many are kept; the best 30 % of the others are
 clustered by density peaks, and every cluster's mean goes on as one token.  Positions are renumbered.
 Scores, distances and densities are float32 in every dtype.  Beyond the original (which would fail): without a rater
-above the mean all the text rates, and without text behind the image the prompt's last token does.
+above the mean all the text rates, and without text after the image the prompt's last token does.
 """
 
 import zlib
@@ -169,7 +169,7 @@ def draw(view, size: int, stage: int, seed: int, noise: Tensor | None = None) ->
 
 
 def find_raters(view) -> None:
-    """Store in `view.memory` which text tokens behind the image rate it: [I, S + 1] 0/1 by place in the text."""
+    """Store in `view.memory` which text tokens after the image rate it: [I, S + 1] 0/1 by place in the text."""
     text, wanted = view.suffix_hidden()  # [I, S, D], [I, S]
     logits = view.hidden.float() @ text.float().transpose(1, 2)  # [I, n, S]
     fit = logits.masked_fill(~wanted[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)  # [I, S]

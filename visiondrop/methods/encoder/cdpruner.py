@@ -39,7 +39,7 @@ class CDPruner(Method):
     )
 
     def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None:
-        """One encoder stage behind the projector.  None: budget out of reach."""
+        """One encoder stage after the projector.  None: budget out of reach."""
         self.one_way(tokens)
         if not shape.cls:
             raise VisionDropError(

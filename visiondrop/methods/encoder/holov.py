@@ -1,4 +1,4 @@
-"""HoloV (NeurIPS 2025): behind the projector, tokens per strip of the picture by its share of [CLS] attention.
+"""HoloV (NeurIPS 2025): after the projector, tokens per strip of the picture by its share of [CLS] attention.
 
 Source: `obananas/HoloV`, commit 1d2e65e (docs/methods/holov.md): the sequence is cut into strips of equal length, each gets
 tokens in proportion to its score, and gives those [CLS] attends to most, the most attended first.  What a strip is too short

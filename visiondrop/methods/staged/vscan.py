@@ -2,7 +2,7 @@
 
 Source: `Tencent/SelfEvolvingAgent`, folder VScan, commit a82450e (docs/methods/vscan.md): half of T by the attention of [CLS] in
 an early tower layer, evenly from 4 x 4 windows of the grid, the other half by the feature layer; every other patch is averaged,
-behind the projector, into the kept one it resembles most; in the middle of the decoder the prompt's last token chooses again.
+after the projector, into the kept one it resembles most; in the middle of the decoder the prompt's last token chooses again.
 Beyond the original: float32 scores in every dtype, equal values go to the smallest patch, a window is a quarter of the
 grid's side on every grid, and no patch is chosen twice where its attention underflows.
 """
@@ -26,14 +26,14 @@ from ..registry import register
 
 LOCAL_LAYER, REFERENCE_TOWER = 6, 24  # the authors' early layer of CLIP-L, counted from 1
 LAYER = 16  # of 32
-FIRST, LAST = 1.5, 0.5  # budgets before and behind the cut in the decoder
+FIRST, LAST = 1.5, 0.5  # budgets before and after the cut in the decoder
 SIDES = 4  # windows per side of the grid
 WINDOWS = SIDES * SIDES
 UNPADDED = (
     "patches in the padding of an unpadded picture go and its newlines stay, so how many tokens stand before the cut depends on "
     "the picture; the ledger counts the most"
 )
-PRESETS = {"author-64": (96, 32)}  # T and tokens behind the cut, see configs/methods/vscan.yaml
+PRESETS = {"author-64": (96, 32)}  # T and tokens after the cut, see configs/methods/vscan.yaml
 
 
 @register("vscan")
@@ -87,7 +87,7 @@ class VScan(InDecoder):
         return self.placed(plan) if tokens is None or abs(mean - tokens * shape.scale) <= 1 else None
 
     def _amounts(self, tokens: int | None, shape: VisualShape) -> tuple[int, int]:
-        """T per unit as the authors state it, and the tokens of the whole image behind the cut."""
+        """T per unit as the authors state it, and the tokens of the whole image after the cut."""
         keep = PRESETS[self.preset] if self.preset else self.keep
         if keep is not None:
             if len(keep) != 2 or not 1 <= keep[0] <= shape.patches or not 1 <= keep[1] <= keep[0] * shape.units:
