@@ -323,3 +323,5 @@ def test_a_short_name_is_the_shipped_checkpoint_unless_a_folder_here_has_it(tmp_
     assert loader().shape_of("testbed-next").nominal == 2880
     (tmp_path / "testbed-next").mkdir()
     assert shipped("testbed-next") == "testbed-next"
+    monkeypatch.chdir(CHECKPOINTS.parent)  # where testbed/ is a package of ours
+    assert shipped("testbed") == str(CHECKPOINTS / "testbed")
