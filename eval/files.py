@@ -1,6 +1,7 @@
-"""Where the checkout lies, and how files are written: whole or not at all, with the reason in plain words."""
+"""Where the checkout is, fingerprints of files, and how they are written: whole or not at all, with the reason."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,8 @@ from eval.errors import EvaluationError, reach_of
 from visiondrop.errors import closest
 
 ROOT = Path(__file__).resolve().parents[1]
+WHOLE = 64 * 2**20  # files up to this size are hashed whole, larger ones by samples
+STEP, SAMPLE = 4 * 2**20, 4096  # every matrix of a 7B model is larger than a step, so each is sampled
 
 
 def reason(error: OSError) -> str:
@@ -68,3 +71,29 @@ def check_keys(entry: dict[str, Any], allowed: Iterable[str], where: str, requir
     if wrong:
         raise EvaluationError(f"{where}: {', '.join(wrong)}; keys are explained at the top of the file")
     return entry
+
+
+def of_files(files: list[Path], root: Path) -> str:
+    """16 hex digits over names, sizes and contents; of large files, 4 KiB in every 4 MiB are read."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(root).as_posix()} {size}\n".encode())
+        with open(file, "rb") as stream:
+            if size <= WHOLE:
+                digest.update(stream.read())
+                continue
+            for start in [*range(0, size, STEP), size - SAMPLE]:
+                stream.seek(start)
+                digest.update(stream.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def of_folder(folder: Path, without: tuple[str, ...] = ()) -> str:
+    """Fingerprint of all files below a folder, hidden ones and those with a suffix in `without` left out."""
+    files = [
+        f
+        for f in folder.rglob("*")
+        if f.is_file() and f.suffix not in without and not any(p.startswith(".") for p in f.relative_to(folder).parts)
+    ]
+    return of_files(files, folder)

@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from eval.errors import EvaluationError
 from eval.files import ROOT
-from eval.results.fingerprint import version_of
+from eval.machine import version_of
 from llava.anyres import LAYOUTS
 
 IDENTITY = 1  # raise when the meaning of a setting changes, so that older answers are not reused

@@ -33,6 +33,24 @@ FLOORS = (
     "visiondrop.cli",
     "visiondrop.__main__",
 )
+# Likewise inside eval/.
+FLOORS_OF_EVAL = (
+    "eval.errors",
+    "eval.files",
+    "eval.machine",
+    "eval.tasks",
+    "eval.settings",
+    "eval.benchmarks",
+    "eval.results",
+    "eval.scoring",
+    "eval.models",
+    "eval.record_score",
+    "eval.compare",
+    "eval.efficiency",
+    "eval.driver",
+    "eval.advise_check",
+    "eval.run",
+)
 MOST_FILES, MOST_LINES, MOST_OF_A_FUNCTION, README_BYTES = 15, 400, 65, 9216
 
 
@@ -115,6 +133,20 @@ def test_the_rooms_of_the_core_stand_on_floors(house):
     ]
     assert up == []
     assert [f"{n} imports {o}" for n in LEAVES for o in edges[n] - LEAVES] == []
+
+
+def test_the_rooms_of_eval_stand_on_floors(house):
+    _, edges = house
+    floors = {name.split(".")[1]: floor for floor, name in enumerate(FLOORS_OF_EVAL)}
+    inside = {n: {o for o in out if o.startswith("eval.")} for n, out in edges.items() if n.startswith("eval.")}
+    assert {n.split(".")[1] for n in inside} <= floors.keys(), "give these a floor"
+    up = [
+        f"{name} imports {other}"
+        for name, out in inside.items()
+        for other in out
+        if floors[other.split(".")[1]] > floors[name.split(".")[1]]
+    ]
+    assert up == []
 
 
 def test_methods_need_nothing_of_a_model(house):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eval.benchmarks import Benchmark, DataSource
 from eval.errors import EvaluationError
-from eval.results import fingerprint
+from eval.files import of_folder
 from visiondrop.errors import first_line
 
 PACKAGES = {"cv2": "opencv-python-headless"}  # packages that have another name than their module
@@ -113,7 +113,7 @@ def fingerprint_of(benchmark: Benchmark, data: Path | None) -> str:
             "unpack them there",
             "benchmark",
         )
-    return "-".join(fingerprint.of_folder(data / path) for path in paths)
+    return "-".join(of_folder(data / path) for path in paths)
 
 
 def check_imports(benchmark: Benchmark) -> None:

@@ -4,12 +4,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from eval import machine
 from eval.benchmarks import data
 from eval.driver import launch, process
+from eval.driver.row import make_row
 from eval.errors import EvaluationError
-from eval.results import fingerprint, rows, unpruned
+from eval.results import rows, unpruned
 from eval.results.folder import RunFolder
-from eval.results.row import make_row
 from eval.scoring import judge
 from visiondrop.reuse.tower import TowerMemory
 
@@ -34,7 +35,7 @@ def start(folder: RunFolder, force: bool, memory: TowerMemory | None = None) -> 
     """Do the run, or what is left of it, and return its row."""
     done = None if force else folder.row()
     if done is not None:
-        commit = fingerprint.git_state()[0]
+        commit = machine.git_state()[0]
         made = f"at commit {done['commit'][:9]}" + ("" if done["commit"] == commit else f", now {commit[:9]}")
         print(f"this run was finished on {done['date']} ({made}); --force does it again")
         return done

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from eval import machine
 from eval.errors import EvaluationError
-from eval.results import fingerprint
 from eval.results.rows import check_writable
 
 SCHEMA = 1
@@ -19,13 +19,13 @@ NEEDED = ("schema", "kind", "commit", "uncommitted", "versions", "device", "thre
 
 def certificate(device: str, dtype: str, seed: int = 0) -> dict[str, Any]:
     """What every row carries beside its numbers."""
-    commit, uncommitted = fingerprint.git_state()
+    commit, uncommitted = machine.git_state()
     return {
         "schema": SCHEMA,
         "commit": commit,
         "uncommitted": uncommitted,
-        "versions": {**fingerprint.versions(), "python": platform.python_version()},
-        "device": fingerprint.device_name(device),
+        "versions": {**machine.versions(), "python": platform.python_version()},
+        "device": machine.device_name(device),
         "threads": torch.get_num_threads(),
         "dtype": dtype,
         "seed": seed,

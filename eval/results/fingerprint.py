@@ -1,19 +1,15 @@
-"""What a run is made of: the checkpoint's identity and geometry, the code's commit, the versions in use."""
+"""What a run is made of: the checkpoint's identity and geometry."""
 
 import copy
 import hashlib
-import importlib.metadata
 import json
-import platform
-import re
-import subprocess
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from eval.errors import EvaluationError
-from eval.files import ROOT
+from eval.files import of_folder
 from llava import geometry
 from llava.anyres import set_layout
 from llava.checkpoints.read import MODEL_TYPES
@@ -23,37 +19,8 @@ from visiondrop.plans.flops import ModelDims
 from visiondrop.plans.shape import VisualShape
 from visiondrop.shipped import shipped
 
-WHOLE = 64 * 2**20  # files up to this size are hashed whole, larger ones by samples
-STEP, SAMPLE = 4 * 2**20, 4096  # every matrix of a 7B model is larger than a step, so each is sampled
 TOWERS = ("mm_vision_tower", "mm_image_tower", "mm_video_tower")  # fields of config.json that name one
 CARDS = (".md",)  # a model card changes no answer, and it is written after the rows that it quotes
-PACKAGES = ("torch", "transformers", "lmms_eval", "datasets", "accelerate")
-
-
-def of_files(files: list[Path], root: Path) -> str:
-    """16 hex digits over names, sizes and contents; of large files, 4 KiB in every 4 MiB are read."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(root).as_posix()} {size}\n".encode())
-        with open(file, "rb") as stream:
-            if size <= WHOLE:
-                digest.update(stream.read())
-                continue
-            for start in [*range(0, size, STEP), size - SAMPLE]:
-                stream.seek(start)
-                digest.update(stream.read(SAMPLE))
-    return digest.hexdigest()[:16]
-
-
-def of_folder(folder: Path, without: tuple[str, ...] = ()) -> str:
-    """Fingerprint of all files below a folder, hidden ones and those with a suffix in `without` left out."""
-    files = [
-        f
-        for f in folder.rglob("*")
-        if f.is_file() and f.suffix not in without and not any(p.startswith(".") for p in f.relative_to(folder).parts)
-    ]
-    return of_files(files, folder)
 
 
 def of_values(values: Any) -> str:
@@ -160,47 +127,3 @@ def checkpoint(model: str) -> Checkpoint:
         if not tower.is_relative_to(Path(path)):
             fingerprint += "-" + of_folder(tower, without=CARDS)
     return Checkpoint(path=path, name=name, fingerprint=fingerprint, config=config)
-
-
-@cache
-def git_state(root: Path = ROOT) -> tuple[str, bool]:
-    """(commit, uncommitted changes) of the checkout; ("unknown", True) outside of one."""
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", True
-
-
-def version_of(package: str) -> str:
-    """Installed version of a distribution, or "not installed"."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def versions() -> dict[str, str]:
-    """Versions that can change an answer or a score."""
-    import visiondrop
-
-    ours = getattr(visiondrop, "__version__", None) or version_of("visiondrop")
-    return {"python": platform.python_version(), **{p: version_of(p) for p in PACKAGES}, "visiondrop": ours}
-
-
-def device_name(device: str) -> str:
-    """Name of the card or processor."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return re.search(r"model name\s*:\s*(.+)", text)[1]
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()

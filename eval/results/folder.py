@@ -22,10 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval import benchmarks
+from eval import benchmarks, machine
 from eval.errors import EvaluationError
 from eval.files import reason, write_whole
-from eval.results import fingerprint
 from eval.settings import Settings
 
 
@@ -124,7 +123,7 @@ class RunFolder(RunFiles):
             for file in self.path.glob(pattern):
                 file.unlink()
         shutil.rmtree(self.path / "submissions", ignore_errors=True)
-        commit, dirty = fingerprint.git_state()
+        commit, dirty = machine.git_state()
         stored = sum(f.read_bytes().count(b"\n") for f in self.path.glob("answers-*.jsonl"))
         start = {"date": now(), "commit": commit, "dirty": dirty, "processes": self.settings.processes}
         write_whole(self.path / "sessions.json", json.dumps([*self.sessions(), {**start, "stored": stored}], indent=1))

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from eval import machine
 from eval.results import fingerprint
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
@@ -46,7 +47,7 @@ class Probe:
     def identity(self) -> dict[str, Any]:
         """What a file made from this model must say about its origin."""
         checkpoint = fingerprint.checkpoint(self.path)
-        commit, dirty = fingerprint.git_state()
+        commit, dirty = machine.git_state()
         return {
             "model": checkpoint.name,
             "model_fingerprint": checkpoint.fingerprint,
@@ -54,7 +55,7 @@ class Probe:
             "grid": self.grid,
             "commit": commit,
             "dirty": dirty,
-            "versions": fingerprint.versions(),
+            "versions": machine.versions(),
         }
 
     def prompt(self, question: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from eval import machine
 from eval.results import fingerprint, rows, unpruned
 from eval.results.folder import RunFolder, now
 from eval.scoring import scores
@@ -48,6 +49,6 @@ def score(folder: RunFolder, metrics: dict[str, float]) -> dict[str, Any]:
 
 def environment(device: str) -> dict[str, Any]:
     """The machine, the versions and the code."""
-    commit, dirty = fingerprint.git_state()
-    named = fingerprint.device_name(device)
-    return {"device_name": named, "versions": fingerprint.versions(), "commit": commit, "dirty": dirty}
+    commit, dirty = machine.git_state()
+    named = machine.device_name(device)
+    return {"device_name": named, "versions": machine.versions(), "commit": commit, "dirty": dirty}
