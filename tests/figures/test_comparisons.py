@@ -9,8 +9,9 @@ import yaml
 
 import visiondrop
 from eval.results import rows
-from figures import comparisons, readme
+from figures import comparisons
 from figures.data import settings
+from figures.reproduce import readme
 from tests.support.results_rows import row
 
 

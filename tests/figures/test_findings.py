@@ -6,7 +6,7 @@ import re
 import pandas as pd
 
 from eval.files import ROOT
-from figures import readme
+from figures.reproduce import readme
 
 RESULTS = ROOT / "results"
 GAP = re.compile(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]")

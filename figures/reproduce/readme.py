@@ -1,7 +1,7 @@
 """The tables of docs/results.md: what stands between markers is replaced by the committed tables.
 
-    python -m figures.readme            # writes docs/results.md
-    python -m figures.readme --check    # exit code 2 when it would change
+    python -m figures.reproduce.readme            # writes docs/results.md
+    python -m figures.reproduce.readme --check    # exit code 2 when it would change
 
 Markers are comments, `<!-- table1-testbed -->` … `<!-- end table1-testbed -->`, named like files in results/tables.
 """
@@ -36,7 +36,7 @@ def filled(text: str, folder: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done or unchanged, 2 refused or (with --check) changed."""
-    parser = argparse.ArgumentParser(prog="python -m figures.readme", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m figures.reproduce.readme", description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--file", type=Path, default=ROOT / "docs" / "results.md")
     parser.add_argument("--tables", type=Path, default=ROOT / "results" / "tables")
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if args.check and made != text:
         print(
-            f"error: the tables in {args.file} are not those of {args.tables}: run python -m figures.readme",
+            f"error: the tables in {args.file} are not those of {args.tables}: run python -m figures.reproduce.readme",
             file=sys.stderr,
         )
         return 2

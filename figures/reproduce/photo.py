@@ -1,6 +1,6 @@
 """The README's picture: one photograph, and the patches that VisionDrop lets into the LLM at three budgets.
 
-    python -m figures.photo            # writes docs/images/kept.png from visiondrop/demo/examples/coffee.jpg
+    python -m figures.reproduce.photo            # writes docs/images/kept.png from visiondrop/demo/examples/coffee.jpg
 
 The tower is the testbed's, which was trained on drawn scenes, so the picture shows how much is kept and not how well it is
 chosen.  The photograph is `coffee` of scikit-image's data (Pikolo Espresso Bar and Rachel Michetti, CC0), cropped.
@@ -44,7 +44,7 @@ def panels(photo: Path, model: str) -> list[Image.Image]:
 @command_line
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
-    parser = argparse.ArgumentParser(prog="python -m figures.photo", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m figures.reproduce.photo", description=__doc__.split("\n")[0])
     parser.add_argument("--photo", type=Path, default=PHOTO)
     parser.add_argument("--model", default=str(ROOT / "checkpoints/testbed"))
     parser.add_argument("--out", type=Path, default=KEPT)
