@@ -158,6 +158,27 @@ def test_methods_need_nothing_of_a_model(house):
         assert not re.search(r"^(?:from|import) transformers", files[name].read_text(), re.M), name
 
 
+def unannotated(tree: ast.Module) -> list[str]:
+    """Public functions and methods with an argument or a result that says no type; `self` and `*` arguments aside."""
+    found = []
+    for node in [*tree.body, *(inner for c in tree.body if isinstance(c, ast.ClassDef) for inner in c.body)]:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_"):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            missing = [a.arg for a in given if a.annotation is None and a.arg not in ("self", "cls")]
+            if missing or node.returns is None:
+                found.append(node.name)
+    return found
+
+
+def test_public_functions_of_the_core_say_their_types(house):
+    files, _ = house
+    core = {n: p for n, p in files.items() if n.startswith("visiondrop.") and not n.endswith(".fused_kernels")}
+    wrong = {n: names for n, p in core.items() if (names := unannotated(ast.parse(p.read_text(encoding="utf-8"))))}
+    assert wrong == {}
+    said = "class A:\n    def f(self, x: int) -> int: ...\n    def g(self, x) -> int: ...\ndef h(x: int): ...\ndef _i(x): ..."
+    assert unannotated(ast.parse(said)) == ["h", "g"]
+
+
 def test_no_folder_is_crowded_and_nothing_is_too_long(house):
     files, _ = house
     wrong = []

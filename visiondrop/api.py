@@ -49,11 +49,12 @@ class Handle(Unpicklable):
     """Pruning that is switched on for one model; a context manager that switches it off at the end.
 
     Attributes:
+        model: what it is applied to.
         pruner: what the model's passes ask; for the tools of this repository, its interface may change.
     """
 
     def __init__(self, model: nn.Module, pruner: Pruner, detach):
-        self._model, self.pruner, self._detach = model, pruner, detach
+        self.model, self.pruner, self._detach = model, pruner, detach
 
     @property
     def plan(self) -> Plan:

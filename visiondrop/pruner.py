@@ -228,7 +228,7 @@ class Pruner(Unpicklable):
         hidden: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        cache,
+        cache: Any,
         layout: Layout | None,
         features: Tensor | None = None,
     ) -> PrefillRun | ContinueRun | None:
@@ -276,7 +276,7 @@ class Pruner(Unpicklable):
         with self.prompts.hold(ends):
             yield
 
-    def place_prompt_ends(self, layout: Layout, ids: Tensor | None, pixels, before: list[int] | int = 0) -> None:
+    def place_prompt_ends(self, layout: Layout, ids: Tensor | None, pixels: Any, before: list[int] | int = 0) -> None:
         """Set `layout.prompt_ends`, which only text-guided scores read.
 
         Args:
@@ -304,7 +304,7 @@ class Pruner(Unpicklable):
         self.prompts.forget()
 
 
-def handle_of(model: nn.Module):
+def handle_of(model: nn.Module) -> Any:
     """The `Handle` of what is applied to `model`, or None."""
     return model.__dict__.get(_HANDLE)
 
@@ -316,7 +316,7 @@ def keep_handle(model: nn.Module, handle: Any) -> None:
         model.__dict__[_HANDLE] = handle  # not through Module.__setattr__: no part of the model's state
 
 
-def current_pruner(model: nn.Module):
+def current_pruner(model: nn.Module) -> Pruner | None:
     """The pruner of the method applied to `model`, or None."""
     handle = handle_of(model)
     return None if handle is None else handle.pruner

@@ -253,7 +253,7 @@ def test_static_shapes_give_the_same_answer(name, native):
         with visiondrop.apply(models.native(LAYERS) if compiled else native, PAIRS[name], compile=compiled) as handle:
             ids = torch.tensor([models.prompt()])
             answers.append(
-                handle._model.generate(ids, images=models.pixels(0), max_new_tokens=6, do_sample=False).tolist()
+                handle.model.generate(ids, images=models.pixels(0), max_new_tokens=6, do_sample=False).tolist()
             )
     assert answers[0] == answers[1]
 

@@ -308,7 +308,7 @@ def test_visual_pyramiddrop_scores_are_visiondrops(model):
     trace = np.load(FOLDER / "visiondrop_64_0.npz")
     try:
         with visiondrop.apply(models.native(), method="both", tokens=64) as handle:
-            handle._model(input_ids=ids, images=pictures)
+            handle.model(input_ids=ids, images=pictures)
     finally:
         del _METHODS["both"]
     assert len(seen) == 3

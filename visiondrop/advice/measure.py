@@ -68,7 +68,7 @@ def reference(handle: Handle, loaded: Any, inputs: dict[str, Any], length: int) 
     """Answer without pruning, once, and read the answer back."""
     with handle.pause():
         ids = loaded.generate(inputs, do_sample=False, max_new_tokens=length)[0]
-        logits, total = forced(handle._model, inputs, ids)
+        logits, total = forced(handle.model, inputs, ids)
     ended = len(ids) > 1 and int(ids[-1]) in _ends(loaded.model)
     return Reference(ids, len(ids) - int(ended), logits.float().log_softmax(-1), total - len(ids) + 1, loaded.text(ids))
 

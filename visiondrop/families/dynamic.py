@@ -25,6 +25,7 @@ from ..ops import scores
 from ..plans.flops import ModelDims
 from ..plans.grids import PACKED
 from ..plans.shape import VisualShape, feature_layer
+from ..pruner import Pruner
 from ..stack.layout import Image
 from .dims import dims_of
 from .hooks import HubAdapter
@@ -91,7 +92,7 @@ class DynamicAdapter(HubAdapter):
         """The model's dimensions."""
         return dims_of(self.model.config, self.family.patches)
 
-    def attach(self, pruner) -> Callable[[], None]:
+    def attach(self, pruner: Pruner) -> Callable[[], None]:
         """Install the hooks; returns the undo."""
         self._check(pruner.plan)
         pruner.keeps_positions, pruner.own_rotary = self.family.axes > 1, self.family.rotary

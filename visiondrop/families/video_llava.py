@@ -8,11 +8,14 @@ which the model encodes them; its decoder stages follow the prompt.
 import functools
 import inspect
 import warnings
+from collections.abc import Callable
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..compat import Model
 from ..plans.shape import VisualShape
+from ..pruner import Pruner
 from ..stack.layout import Image
 from ..tower.units import Picture, tower_ids
 from .llava import HubLlavaAdapter
@@ -31,11 +34,11 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
         return getattr(self.inner.image_tower, "vision_model", self.inner.image_tower)
 
     @property
-    def video_tower(self):
+    def video_tower(self) -> Model:
         """Of the videos; pictures have a tower of their own."""
         return getattr(self.inner.video_tower, "vision_model", self.inner.video_tower)
 
-    def feature_calls(self):
+    def feature_calls(self) -> dict[str, Callable]:
         """The encoder stage, around `get_image_features` and `get_video_features`."""
         return {
             **super().feature_calls(),
@@ -66,7 +69,7 @@ class HubVideoLlavaAdapter(HubLlavaAdapter):
             **self.tower_facts(),
         )
 
-    def attach(self, pruner):
+    def attach(self, pruner: Pruner) -> Callable[[], None]:
         """Install the hooks; returns the undo."""
         warnings.warn(
             "VideoLlavaForConditionalGeneration has no temporal attention in its video tower, unlike the original "

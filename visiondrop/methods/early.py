@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import VisionDropError
 from ..ops.selection import Selection, top_k, with_cls
-from ..plans.plan import Kept, Plan, TowerStage
+from ..plans.plan import Kept, Plan, TowerStage, View
 from .method import Method
 from .options import integer, option, spell
 
@@ -72,7 +72,7 @@ class CutsEarly(Method):
         return replace(plan, tower=tower)
 
 
-def select(view, kept: Kept) -> Selection:
+def select(view: View, kept: Kept) -> Selection:
     """[CLS] and the patches it attends to most in the layer that has just run, in raster order."""
     scores = view.score()  # [U, n]
     rows = with_cls(top_k(scores, kept.dominant - int(view.cls)), view.cls)

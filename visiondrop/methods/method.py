@@ -5,7 +5,7 @@
 class Mine(Method):
     strength: float = option(0.5, "how strongly")
 
-    def plan(self, tokens, shape): ...
+    def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None: ...
 """
 
 import inspect
@@ -113,7 +113,7 @@ def from_function(name: str, function: Callable[..., Plan | None]) -> type[Metho
     parameters = list(inspect.signature(function).parameters.values())[2:]
     options = [(p.name, Any, field(default=None if p.default is p.empty else p.default)) for p in parameters]
 
-    def plan(self, tokens, shape):
+    def plan(self, tokens: int | None, shape: VisualShape) -> Plan | None:
         return function(tokens, shape, **{p.name: getattr(self, p.name) for p in parameters})
 
     cls = make_dataclass(name, options, bases=(Method,), namespace={"plan": plan}, frozen=True, kw_only=True)

@@ -127,7 +127,7 @@ class Recorder:
             report.cache_lengths = [[] for _ in range(rows)]
             report.positions = [[] for _ in range(rows)]
 
-    def layer(self, groups, lengths: list[int]) -> None:
+    def layer(self, groups: Any, lengths: list[int]) -> None:
         """One layer is about to run: each group's token count, and the valid entries per row."""
         for group in groups:
             for image in group.images:
@@ -135,7 +135,7 @@ class Recorder:
         for row, length in zip(self.report.cache_lengths, lengths):
             row.append(length)
 
-    def stage(self, layer: int | str, group, selection: Selection, values: Tensor) -> Tensor:
+    def stage(self, layer: int | str, group: Any, selection: Selection, values: Tensor) -> Tensor:
         """A stage has run on `group`; returns the group's new ids [I, M]."""
         known = [s for s in self.report.stages if s.layer == layer]
         report = known[0] if known else StageReport.empty(layer, len(self.report.tokens_per_layer))

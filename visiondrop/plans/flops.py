@@ -12,7 +12,9 @@ head on the last position, scores from q and k already at hand.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from .shape import VisualShape
 from .towers import GridTower
 
 
@@ -48,7 +50,7 @@ LLAVA_13B = ModelDims("LLaVA-1.5-13B", hidden=5120, intermediate=13824, layers=4
 VIDEO_LLAVA_7B = replace(LLAVA_7B, name="Video-LLaVA-7B", temporal=True)
 
 
-def model_dims(name: str, text, vision, cls: int = 1) -> ModelDims:
+def model_dims(name: str, text: Any, vision: Any, cls: int = 1) -> ModelDims:
     """Dimensions for FLOPs from a text and a vision configuration."""
     return ModelDims(
         name=name,
@@ -77,7 +79,7 @@ def tower(dims: ModelDims, patches: int, layers: int, units: int, rows: Sequence
     return units * 2 * (sum(n * per_row + 2 * n * n * d for n in rows) + patches * dims.patch_inputs * d)
 
 
-def projected(plan, dims: ModelDims) -> int:
+def projected(plan: Any, dims: ModelDims) -> int:
     """Rows that go through the projector: what the encoder stage keeps, or, where it chooses by projected states or there
     is none, every patch (newlines are added later).
 
@@ -137,7 +139,7 @@ def text_half(half: TextHalf, ids: int) -> int:
     return 2 * (half.layers * ((4 * d * d + 2 * d * m) * ids + 2 * ids * ids * d) + d * half.joint)
 
 
-def question_guided(dims: ModelDims, shape, kept: int, half: TextHalf = CLIP_L) -> int:
+def question_guided(dims: ModelDims, shape: VisualShape, kept: int, half: TextHalf = CLIP_L) -> int:
     """Choosing by the question after the projector: CLIP's text half on one full segment, patches in its space, their
     similarities as the language model gets them, and `kept` steps of a Cholesky factor.
     """
@@ -146,7 +148,7 @@ def question_guided(dims: ModelDims, shape, kept: int, half: TextHalf = CLIP_L) 
     return text_half(half, half.places) + shape.units * each
 
 
-def encoding(plan, dims: ModelDims, lean: bool = False) -> int:
+def encoding(plan: Any, dims: ModelDims, lean: bool = False) -> int:
     """FLOPs of tower and projector on one image."""
     shape = plan.shape
     if dims.grid_tower is not None:  # runs whole, its encoder stage acts on entry of the decoder
@@ -156,7 +158,7 @@ def encoding(plan, dims: ModelDims, lean: bool = False) -> int:
     return tower(dims, shape.patches, depth, shape.units, rows) + projector(dims, projected(plan, dims))
 
 
-def prefill(plan, dims: ModelDims, text: int, lean: bool = False) -> float:
+def prefill(plan: Any, dims: ModelDims, text: int, lean: bool = False) -> float:
     """FLOPs of encoding one image and prefilling `text` + visual tokens under `plan`."""
     total: float = encoding(plan, dims, lean)
     total += sum(block(dims, n + text, causal=lean) for n in plan.tokens_per_layer())

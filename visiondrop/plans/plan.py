@@ -13,6 +13,8 @@ from ..errors import VisionDropError
 from . import flops as flop_rules
 from .shape import VisualShape
 
+View = Any  # what a selector sees, `stack.view.View` or `stack.view.EncoderView`: rooms above this one
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -76,7 +78,7 @@ class EncoderStage(_Keeps):
     """
 
     kept: Kept
-    select: Callable[[Any, Kept], Any]
+    select: Callable[[View, Kept], Any]
     order: str = "unit"
     scoring: str = ""
     probes: tuple[int, ...] = ()
@@ -99,7 +101,7 @@ class TowerStage(_Keeps):
 
     layer: int
     kept: Kept
-    select: Callable[[Any, Kept], Any]
+    select: Callable[[View, Kept], Any]
     probes: tuple[int, ...] = ()
     adaptive: bool = False
 
@@ -119,7 +121,7 @@ class Stage(_Keeps):
 
     layer: int
     kept: Kept
-    select: Callable[[Any, Kept], Any] | None
+    select: Callable[[View, Kept], Any] | None
     probe: int | None = None
     scoring: str = ""
 
@@ -262,7 +264,7 @@ class Plan:
 
 
 def raster_patches(
-    method: str, count: int, shape: VisualShape, select: Callable[[Any, Kept], Any], probes: tuple[int, ...] = ()
+    method: str, count: int, shape: VisualShape, select: Callable[[View, Kept], Any], probes: tuple[int, ...] = ()
 ) -> Plan:
     """Every unit sends `count` patches chosen by the tower's attention, unmerged and in raster order; all: no stage."""
     if count == shape.patches and count * shape.units == shape.tokens:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import product
 
 from ..errors import VisionDropError
+from .shape import VisualShape
 
 REFERENCE_DEPTH = 32  # layer settings are published for a stack of this depth
 
@@ -99,7 +100,7 @@ def geometric(weights: Sequence[int], first: int, total: int, least: int = 1) ->
     return None
 
 
-def per_unit(tokens: int, shape) -> int | None:
+def per_unit(tokens: int, shape: VisualShape) -> int | None:
     """Tokens every unit keeps where all keep alike and nothing is removed later.
 
     Args:

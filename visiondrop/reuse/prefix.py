@@ -65,7 +65,7 @@ class Prefix:
         return out
 
 
-def refuse_text_guided(pruner) -> None:
+def refuse_text_guided(pruner: Any) -> None:
     """Raise for a method whose scores read the question."""
     if pruner is not None and pruner.plan.text_guided:
         raise UnsupportedError(

@@ -96,7 +96,7 @@ class Session:
         return (PLACEHOLDER_ID, *(token for token in hub if token is not None))
 
 
-def tokenize(tokenizer, text: str, first: bool) -> list[int]:
+def tokenize(tokenizer: Any, text: str, first: bool) -> list[int]:
     """Ids of one piece of a prompt; only the first keeps the start token (as LLaVA tokenises around images)."""
     ids = tokenizer(text).input_ids
     return ids if first or not ids or ids[0] != tokenizer.bos_token_id else ids[1:]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import UnsupportedError, VisionDropError
 from ...ops.selection import Selection
 from ...plans.grids import Grid, centres, factor_pair, grids
-from ...plans.plan import Kept, Plan, Stage
+from ...plans.plan import Kept, Plan, Stage, View
 from ...plans.schedule import nearest, per_unit
 from ...plans.shape import VisualShape
 from ..method import InDecoder
@@ -72,7 +72,7 @@ def _cells(grid: Grid, base: Grid, cells: Sequence[int]) -> tuple[int, int]:
     return min(grid.rows, max(1, nearest(down))), min(grid.columns, max(1, nearest(across)))
 
 
-def select(view, kept: Kept, parts: tuple[tuple[Grid, tuple[int, int]], ...]) -> Selection:
+def select(view: View, kept: Kept, parts: tuple[tuple[Grid, tuple[int, int]], ...]) -> Selection:
     """Means over the cells of every grid in raster order; a cell's representative is its middle patch, none is kept.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 
 from ...ops.selection import Selection
 from ...plans.grids import cls_slots, kept_of
-from ...plans.plan import Kept, Plan, Stage
+from ...plans.plan import Kept, Plan, Stage, View
 from ...plans.shape import VisualShape
 from ..method import InDecoder
 from ..options import option
@@ -35,7 +35,7 @@ class Random(InDecoder):
         return self.placed(Plan("random", shape, stages=(stage,), seeded=True))
 
 
-def select(view, kept: Kept, seed: int, without: tuple[int, ...]) -> Selection:
+def select(view: View, kept: Kept, seed: int, without: tuple[int, ...]) -> Selection:
     """`kept.dominant` slots [I, K], ascending, drawn image by image from those not in `without`; states unchanged."""
     allowed = torch.tensor([slot for slot in range(view.count) if slot not in set(without)])
     draws = [

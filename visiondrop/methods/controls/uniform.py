@@ -7,7 +7,7 @@ import torch
 
 from ...ops.selection import Selection
 from ...plans.grids import grids, kept_of, spread
-from ...plans.plan import Kept, Plan, Stage
+from ...plans.plan import Kept, Plan, Stage, View
 from ...plans.shape import VisualShape
 from ..method import InDecoder
 from ..registry import register
@@ -49,7 +49,7 @@ def sub_grid(shape: VisualShape, keep: int) -> torch.Tensor | None:
     return torch.cat(chosen)
 
 
-def select(view, kept: Kept, places: torch.Tensor) -> Selection:
+def select(view: View, kept: Kept, places: torch.Tensor) -> Selection:
     """The slots `places` [K = kept.dominant], the same in every image; states unchanged."""
     hidden = view.hidden
     return Selection(index=places.to(hidden.device).expand(len(hidden), -1))

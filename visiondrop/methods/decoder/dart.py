@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...ops.selection import Selection
-from ...plans.plan import Kept, Plan, Stage
+from ...plans.plan import Kept, Plan, Stage, View
 from ...plans.schedule import nearest, scale_layers
 from ...plans.shape import VisualShape
 from ..method import InDecoder, one_way
@@ -74,7 +74,7 @@ class Dart(InDecoder):
         return self.placed(plan)
 
 
-def select(view, kept: Kept) -> Selection:
+def select(view: View, kept: Kept) -> Selection:
     """The image's pivots and what the pivots take: `kept.dominant` slots, ascending; states unchanged."""
     image, text, behind = view.key_lengths()  # [I, n], [I, S], [I, S]
     first, last = view.places()  # [I], [I, S]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...ops.selection import Selection, gather_rows
-from ...plans.plan import Kept, Plan, Stage
+from ...plans.plan import Kept, Plan, Stage, View
 from ...plans.shape import VisualShape
 from ..method import InDecoder
 from ..options import option
@@ -40,7 +40,7 @@ class DivPrune(InDecoder):
         return self.placed(Plan("divprune", shape, stages=(Stage(0, Kept(keep), select),)))
 
 
-def select(view, kept: Kept) -> Selection:
+def select(view: View, kept: Kept) -> Selection:
     """The `kept.dominant` tokens of the greedy choice, in sequence order; states unchanged."""
     return Selection(index=farthest(view.hidden, kept.dominant).sort(dim=1).values)
 

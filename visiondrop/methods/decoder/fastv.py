@@ -9,7 +9,7 @@ Budgets by (K * N + (L - K) * keep) / L with K = 2 of 32 layers: keep 166 / 98 /
 from dataclasses import dataclass
 
 from ...ops.selection import Selection, top_k
-from ...plans.plan import Kept, Plan, Stage
+from ...plans.plan import Kept, Plan, Stage, View
 from ...plans.schedule import nearest, scale_layers
 from ...plans.shape import VisualShape
 from ..method import InDecoder, one_way
@@ -61,7 +61,7 @@ class FastV(InDecoder):
         return self.placed(Plan("fastv", shape, stages=(stage,), positions="original", text_guided=True))
 
 
-def select(view, kept: Kept) -> Selection:
+def select(view: View, kept: Kept) -> Selection:
     """The `kept.dominant` slots with the largest score [I, n], ascending; states unchanged."""
     scores = view.from_last_token()
     return Selection(index=top_k(scores, kept.dominant), scores=scores)

@@ -13,7 +13,7 @@ from functools import partial
 from ...errors import VisionDropError
 from ...ops.scores import SCORE_MASKS
 from ...ops.selection import Selection, top_k
-from ...plans.plan import Kept, Plan, Stage
+from ...plans.plan import Kept, Plan, Stage, View
 from ...plans.schedule import check_layers, decay, scale_layers, segment_lengths
 from ...plans.shape import VisualShape
 from ..method import SCORES, InDecoder, check_score, one_way
@@ -81,13 +81,13 @@ def solve(layers: tuple[int, ...], depth: int, fraction: float) -> tuple[float, 
     return tuple(factor**s for s in range(1, len(weights)))
 
 
-def by_text(view, kept: Kept) -> Selection:
+def by_text(view: View, kept: Kept) -> Selection:
     """The `kept.dominant` slots the prompt's last token looks at most [I, n] float32, ascending; states unchanged."""
     scores = view.from_last_token()
     return Selection(index=top_k(scores, kept.dominant), scores=scores)
 
 
-def by_image(view, kept: Kept, mask: str = "causal") -> Selection:
+def by_image(view: View, kept: Kept, mask: str = "causal") -> Selection:
     """The `kept.dominant` slots that receive most from visual queries [I, n] float32, ascending; states unchanged."""
     scores = view.received(mask)
     return Selection(index=top_k(scores, kept.dominant), scores=scores)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...errors import VisionDropError
 from ...ops.clustering import density_peaks
 from ...ops.selection import Selection, complement, gather_rows, top_k
-from ...plans.plan import Kept, Plan, Stage
+from ...plans.plan import Kept, Plan, Stage, View
 from ...plans.schedule import check_layers, nearest, scale_layers
 from ...plans.shape import VisualShape
 from ..method import InDecoder
@@ -158,7 +158,7 @@ def _both_counts(tokens: int | None, counts: Sequence[int], layers: Sequence[int
     )
 
 
-def draw(view, size: int, stage: int, seed: int, noise: Tensor | None = None) -> Tensor:
+def draw(view: View, size: int, stage: int, seed: int, noise: Tensor | None = None) -> Tensor:
     """[I, size] float32 in [0, 1): `noise` for every image, or drawn image by image whatever the batch."""
     if noise is not None:
         rows = [torch.as_tensor(noise)] * len(view.seeds)
@@ -168,7 +168,7 @@ def draw(view, size: int, stage: int, seed: int, noise: Tensor | None = None) ->
     return torch.stack(rows).to(view.hidden.device, torch.float32)
 
 
-def find_raters(view) -> None:
+def find_raters(view: View) -> None:
     """Store in `view.memory` which text tokens after the image rate it: [I, S + 1] 0/1 by place in the text."""
     text, wanted = view.suffix_hidden()  # [I, S, D], [I, S]
     logits = view.hidden.float() @ text.float().transpose(1, 2)  # [I, n, S]
@@ -187,14 +187,14 @@ def _places(wanted: Tensor) -> Tensor:
     return torch.where(wanted, wanted.cumsum(dim=1) - 1, -1) % (wanted.shape[1] + 1)
 
 
-def rate(view) -> Tensor:
+def rate(view: View) -> Tensor:
     """[I, n] float32: the raters' attention to every visual token, mean over raters and heads."""
     rows, wanted = view.from_suffix()  # [I, S, n], [I, S]
     weights = view.memory["raters"].gather(1, _places(wanted)) * wanted
     return (weights[:, None] @ rows)[:, 0] / weights.sum(dim=1, keepdim=True)
 
 
-def select(view, kept: Kept, pool: int, stage: int, seed: int, noise: Tensor | None) -> Selection:
+def select(view: View, kept: Kept, pool: int, stage: int, seed: int, noise: Tensor | None) -> Selection:
     """Keep `kept.dominant` slots in order, then the means of `kept.contextual` clusters of the `pool` best others.
 
     Args:

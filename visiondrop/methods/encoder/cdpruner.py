@@ -18,7 +18,7 @@ from torch import Tensor
 from ...errors import VisionDropError
 from ...ops.selection import Selection
 from ...plans.flops import question_guided
-from ...plans.plan import EncoderStage, Kept, Plan, Question
+from ...plans.plan import EncoderStage, Kept, Plan, Question, View
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
 from ..method import Method
@@ -61,7 +61,7 @@ class CDPruner(Method):
         )
 
 
-def select(view, kept: Kept, units: int) -> Selection:
+def select(view: View, kept: Kept, units: int) -> Selection:
     """`kept.dominant` patches in raster order, without [CLS]; `units`: of every picture."""
     weight = relevance(view.joint, view.text, units)  # [U, n]
     picked = diverse(view.projected, weight, kept.dominant)

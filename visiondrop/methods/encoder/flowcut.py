@@ -16,7 +16,7 @@ from torch import Tensor
 from ...errors import VisionDropError
 from ...ops.scores import attention_rows
 from ...ops.selection import Selection, ranked
-from ...plans.plan import EncoderStage, Kept, Plan, Stage, TowerStage
+from ...plans.plan import EncoderStage, Kept, Plan, Stage, TowerStage, View
 from ...plans.schedule import per_unit, scale_layers
 from ...plans.shape import VisualShape
 from ..method import Method
@@ -103,7 +103,7 @@ def tower_stages(count: int, shape: VisualShape) -> tuple[TowerStage, ...]:
     return tuple(stages)
 
 
-def cut(view, kept: Kept, target: int, ahead: int, layers: tuple[int, ...]) -> Selection:
+def cut(view: View, kept: Kept, target: int, ahead: int, layers: tuple[int, ...]) -> Selection:
     """The patches with the best running score, as many as `left` says, in raster order, and [CLS].
 
     Args:
@@ -120,7 +120,7 @@ def cut(view, kept: Kept, target: int, ahead: int, layers: tuple[int, ...]) -> S
     return Selection(index=torch.nn.functional.pad(chosen + 1, (1, 0)), scores=running)
 
 
-def flow(layer) -> tuple[Tensor, Tensor]:
+def flow(layer: View) -> tuple[Tensor, Tensor]:
     """Attention of [CLS] in one tower layer, and the score of that layer, each [U, n] float32."""
     relation = layer.score()
     value = layer.value.float()  # [U, H, 1 + n, E]
@@ -144,7 +144,7 @@ def left(relation: Tensor, target: int, ahead: int) -> int:
     return max(count - int(gone.amax()), target)
 
 
-def by_last_token(view, kept: Kept) -> Selection:
+def by_last_token(view: View, kept: Kept) -> Selection:
     """The `kept.dominant` visual tokens that the prompt's last one meets most, by attention among them and by values."""
     met = view.last_token()
     relation = attention_rows(met.query, met.key, met.scale, None)[:, 0]
@@ -154,7 +154,7 @@ def by_last_token(view, kept: Kept) -> Selection:
     return Selection(index=ranked(scores, kept.dominant).sort(dim=1).values, scores=scores)
 
 
-def patches(view, kept: Kept) -> Selection:
+def patches(view: View, kept: Kept) -> Selection:
     """Every patch that is left, in raster order, without [CLS]."""
     units, rows = view.hidden.shape[:2]
     return Selection(index=torch.arange(1, rows, device=view.hidden.device).expand(units, -1))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import VisionDropError
 from ...ops.selection import Selection, ranked
 from ...plans.grids import PACKED
-from ...plans.plan import Kept, Plan, raster_patches
+from ...plans.plan import Kept, Plan, View, raster_patches
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
 from ..method import Method
@@ -68,7 +68,7 @@ def columns_of(shape: VisualShape) -> int:
     return side
 
 
-def select(view, kept: Kept, anchors: int, columns: int, layers: tuple[int, int]) -> Selection:
+def select(view: View, kept: Kept, anchors: int, columns: int, layers: tuple[int, int]) -> Selection:
     """`kept.dominant` patches in raster order, without [CLS]; `layers`: the object layer and the deep one, 0-based."""
     early, deep = (view.at(layer).received() for layer in layers)  # [U, n] each
     chosen = hierarchy(early, deep, anchors, columns, kept.dominant)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...ops.selection import Selection, gather_rows
-from ...plans.plan import EncoderStage, Kept, Plan
+from ...plans.plan import EncoderStage, Kept, Plan, View
 from ...plans.schedule import nearest
 from ...plans.shape import VisualShape
 from ..method import Method
@@ -67,7 +67,7 @@ def strips(total: int, count: int) -> int:
     return max(1, WINDOWS * AT * total // (576 * count))
 
 
-def select(view, kept: Kept, windows: int, zeros: bool) -> Selection:
+def select(view: View, kept: Kept, windows: int, zeros: bool) -> Selection:
     """`kept.dominant` tokens, strip by strip and inside a strip by falling attention; zeros, where there are any, last."""
     scores, states = view.score(), view.projected  # [I, n], [I, n, D]
     first = int(view.cls)

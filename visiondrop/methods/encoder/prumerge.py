@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import VisionDropError
 from ...ops.selection import Selection, complement, gather_rows
-from ...plans.plan import EncoderStage, Kept, Plan
+from ...plans.plan import EncoderStage, Kept, Plan, View
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
 from ..method import Method
@@ -47,7 +47,7 @@ class PruMerge(Method):
         return Plan("prumerge", shape, encoder=EncoderStage(Kept(0, count), pick, scoring="cls", probes=(layer,)))
 
 
-def select(view, kept: Kept, layer: int, near: int) -> Selection:
+def select(view: View, kept: Kept, layer: int, near: int) -> Selection:
     """`kept.contextual` rows: attended patches, spaced ones, the sum of the rest."""
     first, probe = int(view.cls), view.at(layer)
     query, key = (x.transpose(1, 2).flatten(2).float() for x in (probe.query, probe.key))  # [U, R, D]

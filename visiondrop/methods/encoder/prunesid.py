@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...errors import VisionDropError
 from ...ops.selection import Selection
-from ...plans.plan import EncoderStage, Kept, Plan
+from ...plans.plan import EncoderStage, Kept, Plan, View
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
 from ..method import Method
@@ -67,7 +67,7 @@ def _one_matrix(noise: Sequence[Tensor] | Tensor, groups: int) -> Tensor:
     return matrix.float()
 
 
-def select(view, kept: Kept, seed: int, noise: Tensor | None) -> Selection:
+def select(view: View, kept: Kept, seed: int, noise: Tensor | None) -> Selection:
     """[CLS], where there is one, and patches group by group: `kept.dominant` rows."""
     first = int(view.cls)
     scores, states = view.score(), view.hidden[:, first:].float()

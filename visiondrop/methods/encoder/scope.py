@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...ops.selection import Selection
-from ...plans.plan import Kept, Plan, raster_patches
+from ...plans.plan import Kept, Plan, View, raster_patches
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
 from ..early import CutsEarly
@@ -39,7 +39,7 @@ class Scope(CutsEarly):
         return self.cut_early(raster_patches("scope", count, shape, partial(select, alpha=self.alpha)))
 
 
-def select(view, kept: Kept, alpha: float) -> Selection:
+def select(view: View, kept: Kept, alpha: float) -> Selection:
     """`kept.dominant` patches of the greedy choice, in raster order, without [CLS]."""
     scores, first = view.score(), int(view.cls)  # [U, n]
     chosen = covering(view.hidden[:, first:], scores**alpha, kept.dominant)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...ops.selection import Selection
-from ...plans.plan import Kept, Plan, raster_patches
+from ...plans.plan import Kept, Plan, View, raster_patches
 from ...plans.schedule import per_unit
 from ...plans.shape import VisualShape
 from ..early import CutsEarly
@@ -52,7 +52,7 @@ class VisPruner(CutsEarly):
         return self.cut_early(raster_patches("vispruner", count, shape, pick))
 
 
-def select(view, kept: Kept, important: int, bits: int | None = None) -> Selection:
+def select(view: View, kept: Kept, important: int, bits: int | None = None) -> Selection:
     """`important` patches by attention and `kept.dominant - important` diverse ones, in raster order, without [CLS]."""
     scores, first = view.score(), int(view.cls)  # [U, n]
     order = rounded(scores, bits).argsort(dim=1, descending=True, stable=True)

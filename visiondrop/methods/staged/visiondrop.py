@@ -16,7 +16,7 @@ from ...errors import VisionDropError
 from ...ops.merge import merge as merge_tokens
 from ...ops.scores import SCORE_MASKS
 from ...ops.selection import Selection, divide, top_k, with_cls
-from ...plans.plan import EncoderStage, Kept, Plan, Stage
+from ...plans.plan import EncoderStage, Kept, Plan, Stage, View
 from ...plans.schedule import check_layers, geometric, nearest, scale_layers, segment_lengths, split
 from ...plans.shape import VisualShape
 from ..early import CutsEarly
@@ -91,19 +91,19 @@ class VisionDrop(CutsEarly, InDecoder):
         return nearest(FIRST_STAGE[shape.kind] * tokens / shape.nominal_units)
 
 
-def select_unit(view, kept: Kept) -> Selection:
+def select_unit(view: View, kept: Kept) -> Selection:
     """[CLS] and the dominant - 1 best patches (without [CLS]: the `dominant` best), the rest merged by keys."""
     scores = view.score()  # [U, n]
     rows = with_cls(top_k(scores, kept.dominant - int(view.cls)), view.cls)
     return reduce(view.hidden, view.metric, rows, kept.contextual, scores)
 
 
-def by_image(view, kept: Kept, mask: str = "causal") -> Selection:
+def by_image(view: View, kept: Kept, mask: str = "causal") -> Selection:
     """The tokens that receive most attention from visual queries, the rest merged by the mean key after rotation."""
     return _by(view.received(mask), view, kept)
 
 
-def by_text(view, kept: Kept) -> Selection:
+def by_text(view: View, kept: Kept) -> Selection:
     """The tokens the prompt's last token looks at most, the rest merged by the mean key after rotation."""
     return _by(view.from_last_token(), view, kept)
 

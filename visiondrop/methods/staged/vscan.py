@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import VisionDropError
 from ...ops.selection import Selection, complement, gather_rows, ranked
-from ...plans.plan import EncoderStage, Kept, Plan, Stage
+from ...plans.plan import EncoderStage, Kept, Plan, Stage, View
 from ...plans.schedule import check_layers, nearest, scale_layers
 from ...plans.shape import VisualShape
 from ..decoder.pyramiddrop import by_text
@@ -112,7 +112,7 @@ def rule(stated: int, local: int, chosen: int) -> str:
     return f"local tokens come in multiples of {WINDOWS}, one from each window: {local} local + {chosen} global{less}"
 
 
-def select(view, kept: Kept, side: int, local: int, layers: tuple[int, int]) -> Selection:
+def select(view: View, kept: Kept, side: int, local: int, layers: tuple[int, int]) -> Selection:
     """`kept.contextual` averaged tokens in raster order, without [CLS].
 
     Args:
