@@ -3,6 +3,8 @@
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from eval.errors import EvaluationError
@@ -17,11 +19,18 @@ def fetch(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     Raises:
         EvaluationError: it is not there, or refuses; its own sentence where it says one.
     """
+    with opened(url, body) as answer:
+        return json.load(answer)
+
+
+@contextmanager
+def opened(url: str, body: dict[str, Any] | None = None) -> Iterator[Any]:
+    """The open answer of a server, to be read inside the block; errors as in `fetch`."""
     data = None if body is None else json.dumps(body).encode()
     try:
         asked = urllib.request.Request(url, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
-            return json.load(answer)
+            yield answer
     except urllib.error.HTTPError as error:
         try:
             said = json.load(error)["error"]["message"]
@@ -29,6 +38,8 @@ def fetch(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
             said = first_line(error)
         raise EvaluationError(f"the server at {url} refuses ({error.code}): {said}", "batch") from None
     except (OSError, ValueError) as error:
+        if isinstance(error, EvaluationError):
+            raise
         raise EvaluationError(
             f"--server: no answer from {url} ({first_line(error)}): start one with visiondrop serve", "batch"
         ) from None
