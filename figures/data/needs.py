@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.efficiency import record
 from eval.errors import EvaluationError
 from figures.data import captures, cells, choose, measured
 
@@ -117,3 +118,20 @@ class Timings(Need):
     def inputs(self, page: str, args: argparse.Namespace) -> tuple[Any, ...]:
         """(timings in long form,)."""
         return (measured.load(args.rows or measured.files(self.what)),)
+
+
+@dataclass(frozen=True)
+class Served(Need):
+    """Measurements of eval.serving: the page gets their rows."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """--rows."""
+        parser.add_argument("--rows", type=Path, nargs="+", help="measurements; default: results/serving/*.jsonl")
+
+    def inputs(self, page: str, args: argparse.Namespace) -> tuple[Any, ...]:
+        """(rows,); refused where there are none."""
+        files = args.rows or sorted((choose.RESULTS / "serving").glob("*.jsonl"))
+        rows = [row for row in record.load(files) if row["kind"] == "served"]
+        if not rows:
+            raise EvaluationError("there are no rows of a served model: run bash scripts/serve/benchmark.sh")
+        return (rows,)

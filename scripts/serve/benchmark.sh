@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts a server of a wide model with random weights on loopback and loads it, unpruned and pruned rounds in turn; on the CPU then the
-# testbed too.  Rows go to results/serving/, figures to results/figures/.  A call that was broken off goes on.
+# testbed too.  Rows go to results/serving/.  A call that was broken off goes on.
 #
 #   bash scripts/serve/benchmark.sh        # CPU, one thread, float32, decoder of width 1024 (about 20 minutes on two cores)
 #   bash scripts/serve/benchmark.sh gpu    # one CUDA card, 7B widths, bfloat16 (vLLM of the environment PYTHON, default .venv-serve)
@@ -66,3 +66,4 @@ if [ "$where" = cpu ]; then
     "$PYTHON" -m llava.export_hub checkpoints/testbed "$held/testbed"
     measure "$held/testbed" results/serving/cpu-testbed.jsonl --concurrency 1,4,16,64 --requests 8,32,64,128 --rounds 3 --new-tokens 4
 fi
+echo "the figure: bash scripts/figures/served.sh"
