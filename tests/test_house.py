@@ -47,6 +47,7 @@ FLOORS_OF_EVAL = (
     "eval.record_score",
     "eval.compare",
     "eval.efficiency",
+    "eval.serving",
     "eval.driver",
     "eval.advise_check",
     "eval.run",
