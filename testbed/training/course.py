@@ -33,6 +33,25 @@ _COURSES = {
 }
 
 
+def begin_from(weights: Weights, folder: Path) -> Weights:
+    """`weights` with the values of a testbed checkpoint wherever name and shape agree.
+
+    Of the word embeddings and the output head the rows that both have are taken: a sibling's vocabulary is the
+    testbed's with words added at the end.
+    """
+    taken, _, _ = load_weights(folder)
+    begun = dict(weights)
+    for name, value in taken.items():
+        fresh = begun.get(name)
+        if fresh is None:
+            continue
+        if fresh.shape == value.shape:
+            begun[name] = value.clone()
+        elif fresh.shape[1:] == value.shape[1:] and name in ("model.embed_tokens.weight", "lm_head.weight"):
+            begun[name] = torch.cat([value, fresh[len(value) :]])
+    return begun
+
+
 @dataclass(frozen=True)
 class Course:
     """One kind of model and the questions it learns to answer.
@@ -40,6 +59,7 @@ class Course:
     new_weights: (sizes, seed) to fresh float32 parameters, those of the auxiliary losses ("aux.*") included;
     export: (weights, sizes, folder), writes the checkpoint in its original layout, float16;
     stream: number of the random stream of a scene (`Scenes.rng`) that training questions are drawn from;
+    begin: (fresh weights, folder of the checkpoint named by `start:`) to the weights that training begins with;
     validation_scenes: how many are asked, `together` at a time, `per_kind` questions of each kind.
     """
 
@@ -52,6 +72,7 @@ class Course:
     validation_scenes: int
     together: int
     per_kind: int
+    begin: Callable[[Weights, Path], Weights] = begin_from
 
     def batches(self, stage: Stage, number: int) -> Batches:
         """Batches by step; a pure function of the stage, its number and the step."""
@@ -124,22 +145,3 @@ def course_of(name: str) -> Course:
     if name not in _COURSES:
         raise VisionDropError(f"unknown course {name!r}: use one of {', '.join(_COURSES)}.")
     return importlib.import_module(_COURSES[name]).COURSE
-
-
-def begin_from(weights: Weights, folder: Path) -> Weights:
-    """`weights` with the values of a testbed checkpoint wherever name and shape agree.
-
-    Of the word embeddings and the output head the rows that both have are taken: a sibling's vocabulary is the
-    testbed's with words added at the end.
-    """
-    taken, _, _ = load_weights(folder)
-    begun = dict(weights)
-    for name, value in taken.items():
-        fresh = begun.get(name)
-        if fresh is None:
-            continue
-        if fresh.shape == value.shape:
-            begun[name] = value.clone()
-        elif fresh.shape[1:] == value.shape[1:] and name in ("model.embed_tokens.weight", "lm_head.weight"):
-            begun[name] = torch.cat([value, fresh[len(value) :]])
-    return begun

@@ -26,7 +26,7 @@ import yaml
 from tqdm import tqdm
 
 from testbed.training.batches import Stage
-from testbed.training.course import begin_from, course_of
+from testbed.training.course import course_of
 from testbed.training.model import Sizes
 from visiondrop.errors import VisionDropError, command_line
 
@@ -83,7 +83,7 @@ class Trainer:
         self.course = course_of(recipe.course)
         weights = self.course.new_weights(recipe.sizes, recipe.seed)
         if recipe.start is not None and not self.state_path.exists():
-            weights = begin_from(weights, ROOT / recipe.start)
+            weights = self.course.begin(weights, ROOT / recipe.start)
         self.weights = {name: value.to(device).requires_grad_() for name, value in weights.items()}
         matrices = [value for value in self.weights.values() if value.ndim > 1]
         vectors = [value for value in self.weights.values() if value.ndim == 1]
