@@ -176,7 +176,9 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 refused."""
     parser = argparse.ArgumentParser(prog="python -m figures.comparisons", description=__doc__.split("\n")[0])
     choose.add_arguments(parser)
-    parser.add_argument("--table", default="figure2", choices=("figure2", "pretrained"), help="whose models and kinds")
+    parser.add_argument(
+        "--table", default="figure2", choices=("figure2", "pretrained", "grounded"), help="whose models and kinds"
+    )
     parser.add_argument("--runs", type=Path, default=ROOT / "results" / "runs")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)

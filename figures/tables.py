@@ -23,7 +23,7 @@ from figures.data.settings import Variant
 from figures.look import render
 from visiondrop.errors import VisionDropError, command_line
 
-OURS = ("controls", "pretrained")  # tables of a testbed only
+OURS = ("controls", "pretrained", "grounded")  # tables of a testbed only
 
 
 def costs(variant: Variant, lines: pd.DataFrame) -> pd.DataFrame:
@@ -96,6 +96,7 @@ def build(variant: Variant, model: str, table: pd.DataFrame) -> dict[str, str]:
 
 
 @page("pretrained", Table("pretrained"), folder=TABLES)
+@page("grounded", Table("grounded"), folder=TABLES)
 @page("controls", Table("controls"), folder=TABLES)
 @page("table3", Table("table3"), folder=TABLES)
 @page("table2", Table("table2"), folder=TABLES)
