@@ -75,7 +75,7 @@ def test_one_declaration_gives_flag_check_and_row_field(monkeypatch):
 
 
 def test_committed_rows_have_the_fields_that_are_declared():
-    files = sorted(glob.glob(str(ROOT / "results" / "*.jsonl")))
+    files = {*glob.glob(str(ROOT / "results" / "*.jsonl"))} - {str(ROOT / "results" / "local.jsonl")}  # a user's own
     assert files
     for file in files:
         found, problems = rows.load(file)
