@@ -3,11 +3,14 @@
 # testbed too.  Rows go to results/serving/.  A call that was broken off goes on.
 #
 #   bash scripts/serve/benchmark.sh        # CPU, one thread, float32, decoder of width 1024 (about 20 minutes on two cores)
+#   bash scripts/serve/benchmark.sh cpu --rounds 1      # any flag of `python -m eval.serving load`
 #   bash scripts/serve/benchmark.sh gpu    # one CUDA card, 7B widths, bfloat16 (vLLM of the environment PYTHON, default .venv-serve)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PYTHON="${PYTHON:-.venv-serve/bin/python}"
 where="${1:-cpu}"
+shift || true
+more=("$@")
 case "$where" in
 cpu)
     [ "$PYTHON" != .venv-serve/bin/python ] || bash scripts/serve/setup.sh
@@ -56,14 +59,16 @@ measure() {
         fi
         sleep 2
     done
-    "$PYTHON" -m eval.serving load --server "http://127.0.0.1:$port" --device "$device" --dtype "$dtype" --out "$rows" "$@"
+    "$PYTHON" -m eval.serving load --server "http://127.0.0.1:$port" --device "$device" --dtype "$dtype" --out "$rows" "$@" "${more[@]}"
     stop
 }
 
 "$PYTHON" -m eval.serving model "$size" "$held/wide-$size" --dtype "$dtype"
-measure "$held/wide-$size" "results/serving/$where-$size.jsonl" "${loads[@]}"
+measure "$held/wide-$size" "results/serving/local-$where-$size.jsonl" "${loads[@]}"
 if [ "$where" = cpu ]; then
     "$PYTHON" -m llava.export_hub checkpoints/testbed "$held/testbed"
-    measure "$held/testbed" results/serving/cpu-testbed.jsonl --concurrency 1,4,16,64 --requests 8,32,64,128 --rounds 3 --new-tokens 4
+    measure "$held/testbed" results/serving/local-cpu-testbed.jsonl --concurrency 1,4,16,64 --requests 8,32,64,128 --rounds 3 --new-tokens 4
 fi
+# Until all are there rows are in files that git ignores: each says whether the tree was clean.
+for rows in results/serving/local-"$where"-*.jsonl; do mv "$rows" "${rows/local-/}"; done
 echo "the figure: bash scripts/figures/served.sh"
