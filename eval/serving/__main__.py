@@ -1,7 +1,7 @@
 """Load on a running server, and the GPUs that a load needs.
 
     python -m eval.serving model small /tmp/wide                       # random weights, in the hub's layout
-    visiondrop serve /tmp/wide --trust-request-mm-kwargs --no-enable-prefix-caching --port 8000
+    visiondrop serve /tmp/wide --method none --trust-request-mm-kwargs --no-enable-prefix-caching --port 8000
     python -m eval.serving load --server http://127.0.0.1:8000 --concurrency 1,4,16,64 --requests 4,8,32,64
     python -m eval.serving plan --rate 200/s --ttft 300ms --gpu h200 --method visionzip --tokens 64
 

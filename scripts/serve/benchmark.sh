@@ -47,7 +47,7 @@ measure() {
     port="$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
     # No prefix cache and no processor cache: what is counted is what is computed.
     set -m
-    HF_HUB_OFFLINE=1 "$PYTHON" -m visiondrop serve "$folder" --dtype "$dtype" --max-model-len 1024 --trust-request-mm-kwargs \
+    HF_HUB_OFFLINE=1 "$PYTHON" -m visiondrop serve "$folder" --method none --dtype "$dtype" --max-model-len 1024 --trust-request-mm-kwargs \
         --no-enable-prefix-caching --mm-processor-cache-gb 0 "${flags[@]}" --host 127.0.0.1 --port "$port" >"$held/server.log" 2>&1 &
     server=$!
     set +m
