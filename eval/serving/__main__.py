@@ -3,7 +3,7 @@
     python -m eval.serving model small /tmp/wide                       # random weights, in the hub's layout
     visiondrop serve /tmp/wide --method none --trust-request-mm-kwargs --no-enable-prefix-caching --port 8000
     python -m eval.serving load --server http://127.0.0.1:8000 --concurrency 1,4,16,64 --requests 4,8,32,64
-    python -m eval.serving plan --rate 200/s --ttft 300ms --gpu h200 --method visionzip --tokens 64
+    python -m eval.serving plan --rate 200/s --ttft 300ms --gpu h100 --method visionzip --tokens 64
 
 `load` alternates unpruned and pruned rounds on the one server and appends a row for each side of a round to --out; rounds
 whose rows are there are not asked again, so a call that was broken off goes on.  `bash scripts/serve/benchmark.sh` runs it all.
@@ -21,7 +21,7 @@ from eval.efficiency import record
 from eval.errors import EvaluationError
 from visiondrop.errors import command_line
 
-from . import load, wide
+from . import load, plan, wide
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--device", default="cpu", help="what the server computes on, for the row")
     asked.add_argument("--threads", type=int, default=1, help="compute threads of the server, for the row")
     asked.add_argument("--out", type=Path, default=Path("results/serving/local.jsonl"))
+    planned = commands.add_parser("plan", help="GPUs that a load needs, unpruned and pruned")
+    plan.add_arguments(planned)
     for one in (made, asked):
         one.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
     return p
@@ -117,6 +119,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.command == "model":
         print(f"{wide.write(args.size, args.target, DTYPES[args.dtype])}: visiondrop serve it")
+        return 0
+    if args.command == "plan":
+        plan.run(args)
         return 0
     try:
         measure(args)
