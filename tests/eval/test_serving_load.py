@@ -96,7 +96,9 @@ def test_rows_of_all_sides_and_a_second_call_that_asks_nothing(server, tmp_path,
         assert row["served"] == "vllm 0.32.0" and row["text_tokens"] == TEXT and row["kv_peak"] in (0, 0.25)
         assert row["kv_tokens"] == 1280 and row["prefix_cache_hits"] == 0 and row["commit"]
         assert row["tokens_per_s"] == pytest.approx(3 * row["requests_per_s"])
-        assert row["inter_token_ms"]["p50"] >= 1e3 * TOKEN and row["ttft_ms"]["p50"] >= 1e3 * TOKEN
+        assert row["ttft_ms"]["p50"] >= 1e3 * TOKEN
+        # A client that is late itself reads two tokens at once: the gaps have no lower bound of their own.
+        assert 0 < row["inter_token_ms"]["p50"] <= row["inter_token_ms"]["p95"]
         assert (row["compared"] is None) == (row["method"] == "none")
         if row["method"] == "visionzip" and row["concurrency"] == 3:
             assert row["compared"]["ratio"] > 1 and row["ledger"]["tokens"] == 64

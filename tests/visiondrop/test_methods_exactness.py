@@ -179,7 +179,7 @@ def test_eager_equals_sdpa_and_half_precision_runs(pruned):
     method, tokens, options = handle.plan.method, handle.plan.tokens, options_of(handle)
     wanted = model(input_ids=ids, attention_mask=mask, images=pictures).logits[:, -1]
     with visiondrop.apply(models.native(LAYERS, attn="eager"), method, tokens, options=options, **READS) as other:
-        got = other._model(input_ids=ids, attention_mask=mask, images=pictures).logits[:, -1]
+        got = other.model(input_ids=ids, attention_mask=mask, images=pictures).logits[:, -1]
     assert (got - wanted).abs().max() <= TOLERANCE
     for dtype in (torch.float16, torch.bfloat16):
         half = models.native(LAYERS, dtype)

@@ -142,8 +142,10 @@ def encode(
         def made() -> tuple[dict[str, Any], str]:
             return put_before(processor, image, model.device, model.dtype)
 
-        where = (model.device, model.dtype)
-        arguments, behind = made() if store is None else store.prepared(image, [processor], where, made)
+        if store is None:
+            arguments, behind = made()
+        else:
+            arguments, behind = store.prepared(image, [processor], (model.device, model.dtype), made)
         return Session(model, _prefix_of(model, arguments, store), processor.tokenizer, behind)
     if prompt is None:
         prompt = loader().prompt_of(model.config, "{question}")
@@ -157,8 +159,11 @@ def encode(
     def make() -> dict[str, Any]:
         return adapter_for(model).inputs(ids, image, image_processor)
 
-    settings = (model.device, model.dtype, ids, model.config)  # its configuration says how pictures are laid out
-    arguments = make() if store is None else store.prepared(image, [model, image_processor], settings, make)
+    if store is None:
+        arguments = make()
+    else:  # the configuration says how pictures are laid out
+        settings = (model.device, model.dtype, ids, model.config)
+        arguments = store.prepared(image, [model, image_processor], settings, make)
     return Session(model, _prefix_of(model, arguments, store), tokenizer, behind)
 
 
