@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--requests", default="4,8,32,64", help="requests of one side of a round, for each concurrency")
     asked.add_argument("--new-tokens", type=int, default=8, help="tokens of every answer")
     asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--process", type=int, help="the server's first process, if here: its processor time is noted")
     asked.add_argument("--device", default="cpu", help="what the server computes on, for the row")
     asked.add_argument("--threads", type=int, default=1, help="compute threads of the server, for the row")
     asked.add_argument("--out", type=Path, default=Path("results/serving/local.jsonl"))
@@ -58,7 +59,7 @@ def measure(args: argparse.Namespace) -> None:
     if len(loads) != len(args.concurrency.split(",")) or len(loads) != len(args.requests.split(",")):
         raise EvaluationError(f"--requests {args.requests}: give one number for each --concurrency {args.concurrency}")
     record.check_writable(args.out)
-    target = load.Target(args.server, args.model)
+    target = load.Target(args.server, args.model, args.process)
     cases = [load.Case(m, None if m == "none" else args.tokens) for m in args.methods.split(",")]
     for case in cases:
         target.plan(case)  # refused before anything is asked

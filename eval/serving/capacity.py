@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
 
 import visiondrop
 from eval.errors import EvaluationError
@@ -145,6 +144,8 @@ FITTED = (*SHARES, "start", "launch", "launch_tower")
 
 def calibrated(card: Card, points: Sequence[Point]) -> Card:
     """The card with the constants that its points tell, by least squares of logarithms; the others stay as they are."""
+    from scipy.optimize import least_squares  # the serving environment, where loads are measured, has none
+
     points = [p for p in points if p.phase != "fits"]
     told = [n for n in FITTED if any(_changes(card, n, p) for p in points)]
     if not told:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from eval.errors import EvaluationError
@@ -99,16 +100,33 @@ def metrics(text: str) -> dict[str, float]:
     return out
 
 
+def cpu_seconds(process: int) -> float:
+    """Processor time of a process and its children so far, in user and system mode.
+
+    Raises:
+        EvaluationError: there is no such process.
+    """
+    try:
+        first = psutil.Process(process)
+        times = [one.cpu_times() for one in (first, *first.children(recursive=True))]
+    except psutil.Error as error:
+        raise EvaluationError(
+            f"--process {process}: {error}; give the server's first process on this machine"
+        ) from None
+    return sum(one.user + one.system for one in times)
+
+
 class Watch:
     """Looks at a server's metrics inside a block.
 
     Attributes:
         peak: the largest share of the cache that was in use; hits: tokens that came from the prefix cache; kv_tokens: that the
-            cache holds, or None.
+            cache holds, or None; cpu: seconds of processor time that the server's processes took, or None.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, process: int | None = None):
         self.url, self.peak, self.hits, self.kv_tokens = url, 0.0, 0, None
+        self.process, self.cpu = process, None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -122,6 +140,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         self._before = self._read().get("vllm:prefix_cache_hits_total", 0.0)
+        self._spent = cpu_seconds(self.process) if self.process else 0.0
         self._thread.start()
         return self
 
@@ -129,6 +148,7 @@ class Watch:
         self._over.set()
         self._thread.join()
         if error is None:
+            self.cpu = cpu_seconds(self.process) - self._spent if self.process else None
             found = self._read()
             self.hits = int(found.get("vllm:prefix_cache_hits_total", 0.0) - self._before)
             self.kv_tokens = int(found["kv_tokens"]) if "kv_tokens" in found else None

@@ -69,13 +69,13 @@ class Target:
         url: of the server; name: of the model, as requests say it; about: what every row says of them.
     """
 
-    def __init__(self, url: str, model: str | None = None):
-        """model: folder or hub id; by default what the server calls its model.
+    def __init__(self, url: str, model: str | None = None, process: int | None = None):
+        """model: folder or hub id, by default what the server calls its model; process: the server's first one, if it is here.
 
         Raises:
             EvaluationError: no server; VisionDropError: a model that is not served.
         """
-        self.url = url.rstrip("/")
+        self.url, self.process = url.rstrip("/"), process
         self.name = fetch(f"{self.url}/v1/models")["data"][0]["id"]
         folder = model or self.name
         self.images = Images(configuration(folder))
@@ -117,7 +117,7 @@ class Target:
                     answers.append(found)
                     tick()
 
-        with Watch(self.url) as watch, ThreadPoolExecutor(clients) as pool:
+        with Watch(self.url, self.process) as watch, ThreadPoolExecutor(clients) as pool:
             start = time.monotonic()
             try:
                 for done in [pool.submit(client) for _ in range(clients)]:
@@ -143,6 +143,7 @@ class Target:
         between = [gap for a in answers for gap in a.between]
         return {
             "seconds": seconds,
+            "cpu_s_per_request": None if watch.cpu is None else watch.cpu / len(answers),
             "requests_per_s": len(answers) / seconds,
             "tokens_per_s": len(answers) * new_tokens / seconds,
             "ttft_ms": percentiles([a.first for a in answers]),
@@ -159,7 +160,8 @@ class Target:
 def compared(rows: list[dict[str, Any]]) -> None:
     """Adds to every pruned row of a round its ratios to the unpruned one, and the share that choosing takes.
 
-    `realised`: ratio of throughputs over ratio of FLOPs.  `choosing`: what a request takes beyond one of `uniform` at the
+    `realised`: ratio of throughputs over ratio of FLOPs.  `cpu_ratio`: of the server's processor time for a request, which other
+    work on the machine moves less.  `choosing`: what a request takes beyond one of `uniform` at the
     same budget, FLOPs allowed for, as a share of it; noise can make it negative.
     """
     base = next((r for r in rows if r["method"] == "none"), None)
@@ -170,6 +172,8 @@ def compared(rows: list[dict[str, Any]]) -> None:
             speed, fewer = row["requests_per_s"] / base["requests_per_s"], base["flops"] / row["flops"]
             row["compared"] = {"ratio": speed, "flop_ratio": fewer, "realised": speed / fewer}
             row["compared"]["ttft_ratio"] = base["ttft_ms"]["p50"] / row["ttft_ms"]["p50"]
+            spent = [one["cpu_s_per_request"] for one in (base, row)]
+            row["compared"]["cpu_ratio"] = spent[0] / spent[1] if all(spent) else None
         other = free.get(row["tokens"])
         chosen = other is not None and row is not other
         row["choosing"] = (
@@ -193,7 +197,7 @@ def medians(rows: list[dict[str, Any]]) -> list[str]:
     """Lines of a table: medians over rounds, with the least and the most of the ratio."""
     lines = [
         f"{'clients':>8}  {'case':<22}{'req/s':>9}{'tok/s':>8}{'TTFT p50':>10}{'p95':>9}{'token p50':>11}{'p95':>9}{'KV peak':>9}"
-        f"{'ratio':>20}{'FLOPs':>7}{'realised':>10}{'choosing':>10}"
+        f"{'ratio':>20}{'FLOPs':>7}{'realised':>10}{'CPU time':>10}{'choosing':>10}"
     ]
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for row in rows:
@@ -213,6 +217,8 @@ def medians(rows: list[dict[str, Any]]) -> list[str]:
         if ratios:
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             line += f"{spread:>20}{middle('compared', 'flop_ratio'):>7.2f}{100 * middle('compared', 'realised'):>9.0f}%"
+            cpu = [r["compared"]["cpu_ratio"] for r in own if r["compared"]["cpu_ratio"]]
+            line += f"{statistics.median(cpu):>10.2f}" if cpu else f"{'':>10}"
             line += f"{100 * middle('choosing'):>9.1f}%" if any(r["choosing"] is not None for r in own) else ""
         lines.append(line)
     return lines

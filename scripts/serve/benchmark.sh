@@ -59,7 +59,8 @@ measure() {
         fi
         sleep 2
     done
-    "$PYTHON" -m eval.serving load --server "http://127.0.0.1:$port" --device "$device" --dtype "$dtype" --out "$rows" "$@" "${more[@]}"
+    "$PYTHON" -m eval.serving load --server "http://127.0.0.1:$port" --process "$server" --device "$device" --dtype "$dtype" \
+        --out "$rows" "$@" "${more[@]}"
     stop
 }
 

@@ -1,6 +1,9 @@
 """The load tool against a small streaming server: counts, order, rows, going on, refusals; FLOPs against a longhand sum."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from eval.errors import EvaluationError
 from eval.serving import __main__ as tool
 from eval.serving import client, load, wide
 from visiondrop.plans import flops
@@ -88,7 +92,7 @@ def test_rows_of_all_sides_and_a_second_call_that_asks_nothing(server, tmp_path,
     out = tmp_path / "rows.jsonl"
     assert ask(server, out) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(rows) == 2 * 2 * 3 and server.most == 3
+    assert len(rows) == 2 * 2 * 3 and server.most == 3 and {row["cpu_s_per_request"] for row in rows} == {None}
     assert len(server.asked) == 3 + 2 * 3 * (2 + 6)
     pictures = [b["messages"][0]["content"][0]["image_url"]["url"] for b in server.asked[3:]]
     assert {pictures.count(p) for p in pictures} == {3}  # once a side, in no other round
@@ -146,12 +150,19 @@ def test_ratios_of_a_round_by_hand():
             "requests_per_s": speed,
             "flops": flops,
             "ttft_ms": {"p50": 1 / speed},
+            "cpu_s_per_request": 0.5 / speed,
         }
 
     rows = [side("none", None, 2.0, 90.0), side("visionzip", 64, 6.0, 20.0), side("uniform", 64, 5.0, 30.0)]
     load.compared(rows)
     assert rows[0]["compared"] is None and rows[0]["choosing"] is None
-    assert rows[1]["compared"] == {"ratio": 3.0, "flop_ratio": 4.5, "realised": 3 / 4.5, "ttft_ratio": 3.0}
+    assert rows[1]["compared"] == {
+        "ratio": 3.0,
+        "flop_ratio": 4.5,
+        "realised": 3 / 4.5,
+        "ttft_ratio": 3.0,
+        "cpu_ratio": 3.0,
+    }
     # uniform takes 0.2 s for 30: at its pace 20 take 0.133 s, and visionzip takes 0.167 s.
     assert rows[1]["choosing"] == pytest.approx((1 / 6 - 0.2 * 20 / 30) / (1 / 6))
 
@@ -167,6 +178,17 @@ def test_flops_of_a_request_are_its_prefill_and_its_steps(model):
     step = [layers * (2 * (4 * d * d + 3 * d * m) + 4 * d * (1 + past + i)) + 2 * d * v for i in range(2)]
     found = load.request_flops(plan, dims, 10, 3)
     assert found == pytest.approx(flops.prefill(plan, dims, 10, lean=True) + sum(step))
+
+
+def test_processor_time_of_a_process_and_its_children():
+    before = client.cpu_seconds(os.getpid())
+    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert client.cpu_seconds(os.getpid()) - before >= 0.45  # it counts in hundredths
+        child.communicate(b"\n")
+    with pytest.raises(EvaluationError, match="--process"):
+        client.cpu_seconds(child.pid)
 
 
 def test_metrics_are_summed_over_labels():
