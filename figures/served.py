@@ -22,8 +22,7 @@ def places(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Rows by model and machine, in words; of equal measurements the newest."""
     out: dict[str, dict[tuple, dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda r: r["date"]):
-        threads = f", {row['server_threads']} thread(s)" if row["device"].startswith("cpu") else ""
-        name = f"{row['model']} (width {row['hidden']}, {row['layers']} layers, {row['dtype']}), {row['served']}, {row['device']}{threads}"
+        name = f"{row['model']} (width {row['hidden']}, {row['layers']} layers, {row['dtype']}), {row['served']}, {row['device']}, {row['server_threads']} thread(s)"
         out.setdefault(name, {})[row["method"], row["tokens"], row["concurrency"], row["round"]] = row
     return {name: list(own.values()) for name, own in out.items()}
 
