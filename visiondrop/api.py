@@ -92,6 +92,15 @@ class Handle(Unpicklable):
             yield self
 
     @contextmanager
+    def recording(self) -> Iterator["Handle"]:
+        """Record what prefills inside the block keep, as `apply(report=True)` does for all, without the times."""
+        before, self.pruner.record = self.pruner.record, True
+        try:
+            yield self
+        finally:
+            self.pruner.record = before
+
+    @contextmanager
     def pause(self) -> Iterator["Handle"]:
         """The stock model for the calls of this thread inside the block."""
         with self.pruner.using("none", None, {}):

@@ -141,7 +141,9 @@ def _outcome(results: dict[str, Any], folder: RunFolder, lm: Any) -> Outcome:
         for name, value in sorted(results["results"][task].items())
         if "," in name and "_stderr" not in name and isinstance(value, (int, float)) and math.isfinite(value)
     }
-    return Outcome(metrics, len(results["samples"][task]), lm.ledger.as_dict(), lm.compiled, lm.processor_facts)
+    return Outcome(
+        metrics, len(results["samples"][task]), lm.ledger.as_dict(), lm.compiled, lm.processor_facts, lm.unlike_uniform
+    )
 
 
 def die_with(driver: int) -> None:

@@ -108,6 +108,7 @@ class HubVisionDrop:
     """
 
     wrapper = ""
+    unlike_uniform = None  # of a row: tokens of hub models lie on grids of any size
 
     def __init__(self, settings: ModelSettings, answers: Path | None = None):
         """Build the wrapper and apply the method.

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 import torch
 
 from eval.errors import EvaluationError
+from visiondrop.methods.controls.uniform import sub_grid
+from visiondrop.ops.report import Report
+from visiondrop.plans.plan import Plan
 
 FEWER = 0.95  # of the visual tokens, from which on a small picture may stay whole
 
@@ -60,6 +63,23 @@ def check(seen: list[int], promised: list[int], text: int) -> None:
                 f"ones and the prompt {text} others; the method's implementation does not prune as its plan says, nothing was "
                 "recorded"
             )
+
+
+def unlike_uniform(report: Report, plan: Plan) -> float | None:
+    """Share of the ids that the last stage kept and a uniform choice of as many would not keep, mean over the report's images.
+
+    None where nothing is chosen, or where the tokens do not lie on one grid.
+    """
+    kept = [ids for ids in report.stages[-1].sequence if ids is not None] if report.stages else []
+    if plan.method == "none" or plan.shape.units != 1 or not kept:
+        return None
+    shares = []
+    for ids in kept:
+        grid = sub_grid(plan.shape, len(ids))
+        if grid is None:
+            return None
+        shares.append(1 - len(set(ids.tolist()) & set(grid.tolist())) / len(ids))
+    return sum(shares) / len(shares)
 
 
 def check_fewer(seen: list[int], prompt: int, mean: float, unpruned: float) -> None:

@@ -57,6 +57,7 @@ class LlavaVisionDrop(lmms):
 
     is_simple = True
     processor_facts = None  # of a row: only wrappers have settings of their own
+    unlike_uniform: float | None = None  # of a row, from the first batch
 
     def __init__(self, settings: ModelSettings, answers: Path | None = None):
         """Load the checkpoint and apply the method.
@@ -253,8 +254,9 @@ class LlavaVisionDrop(lmms):
         if not self._unchecked:
             return self._answer(requests)
         self._unchecked, plan = False, self.handle.plan
-        with lengths.Lengths(self.model.model.layers).watching() as found:
+        with lengths.Lengths(self.model.model.layers).watching() as found, self.handle.recording() as recorded:
             texts = self._answer(requests)
+            self.unlike_uniform = lengths.unlike_uniform(recorded.report, plan)
         made = [self.request(request) for request in requests]
         if all(len(request.images) == 1 for request in made) and plan.shape.source in FIXED:
             shared = self.reuse is not None and self.reuse.key(requests[0])

@@ -35,7 +35,7 @@ class Served(lmms):
     """
 
     is_simple = True
-    processor_facts, compiled = None, "off"
+    processor_facts, compiled, unlike_uniform = None, "off", None
 
     def __init__(self, settings: ModelSettings, answers: Path | None = None):
         """answers: folder for the answers; None keeps them in memory only."""

@@ -36,6 +36,8 @@ class Outcome:
         metrics: every number of lmms-eval, and a judge's.
         n: questions; ledger: of the plan in force.
         compile: how the answers were generated: off, on, partly or eager.
+        unlike_uniform: share of the ids kept at the end, in the first batch, that a uniform choice of as many would not keep;
+            None where no report was made.
         processor: what a wrapper's processor makes of pictures; None for our llava, whose checkpoint says it all.
     """
 
@@ -44,6 +46,7 @@ class Outcome:
     ledger: dict[str, Any]
     compile: str = "off"
     processor: dict[str, Any] | None = None
+    unlike_uniform: float | None = None
 
     def row(self) -> dict[str, Any]:
         """The fields of a row that it fills."""

@@ -44,6 +44,10 @@ FIELDS: dict[str, tuple[tuple, str]] = {
     "metrics": ((dict,), "every number lmms-eval gave"),
     "interval": ((list, None), "95 % interval of the score"),
     "interval_method": ((str,), "how it was computed"),
+    "unlike_uniform": (
+        (*NUMBER, None),
+        "share of the kept ids of the first batch that a uniform choice would not keep; null where no report was made",
+    ),
     "changed": (
         (*NUMBER, None),
         "share of answers that differ from the unpruned run's; null where there is none, or it is one",
@@ -65,6 +69,7 @@ ADDED = (
     *added_row_fields(),
     "processor",
     "changed",
+    "unlike_uniform",
 )  # rows from before these fields are whole without them: how they ran is not recorded
 
 

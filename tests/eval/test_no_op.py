@@ -47,6 +47,18 @@ def test_a_decoder_that_sees_everything_stops_the_run(place, monkeypatch, capsys
     assert len(place.rows("pope")) == before
 
 
+@pytest.mark.parametrize("more", [("--batch-size", 3), ("--reuse", "on", "--batch-size", 4)])
+def test_what_is_kept_is_held_against_a_uniform_choice(place, more):
+    """Uniform is like itself; random has chance in common with it; nothing is told of the unpruned model."""
+    told = {}
+    for method, tokens in (("uniform", 16), ("random", 16), ("visionzip", 16), ("none", None)):
+        budget = () if tokens is None else ("--tokens", tokens)
+        assert place.run("pope", "--method", method, *budget, *more) == 0
+        told[method] = place.rows("pope")[-1]["unlike_uniform"]
+    assert told["uniform"] == 0 and told["none"] is None
+    assert 0.4 < told["random"] < 1 and 0 < told["visionzip"] <= 1  # 16 of 64: chance leaves three quarters unlike
+
+
 def test_equal_answers_are_flagged_and_others_counted(place, monkeypatch, capsys):
     assert place.run("pope", "--tokens", 15) == 0
     assert place.rows("pope")[-1]["changed"] is None  # nothing to compare with yet
