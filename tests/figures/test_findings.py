@@ -14,7 +14,7 @@ GAP = re.compile(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]")
 
 def measured() -> set[str]:
     """Every paired difference with its interval, worded as in the documents."""
-    frame = pd.read_csv(RESULTS / "comparisons" / "testbed.csv")
+    frame = pd.concat(map(pd.read_csv, sorted((RESULTS / "comparisons").glob("*.csv"))))
     found = {f"{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in frame.itertuples()}
     for file in RESULTS.glob("testbed-*-training/paired.jsonl"):
         for pair in map(json.loads, file.read_text().splitlines()):
