@@ -33,6 +33,7 @@ from visiondrop.errors import command_line
 FILE = ROOT / "configs" / "comparisons.yaml"
 OUT = ROOT / "results" / "comparisons"
 DIGITS = 6  # of a p-value
+PLACES = 6  # of all other numbers
 
 
 def entry_of(words: str, tokens: int) -> Entry:
@@ -137,17 +138,18 @@ def compute(
         raise EvaluationError(
             f"there are no two runs of {model} to compare below {runs}: run bash scripts/reproduce.sh first"
         )
-    frame = pd.DataFrame(out)
+    # Rounded as they are read back, so that both files and a later call say the same.
+    frame = pd.DataFrame(out).round(dict.fromkeys(("score_a", "score_b", "difference", "low", "high"), PLACES))
     frame["p_holm"] = holm(frame["p"].astype(float).where(frame["questions"] == "all"))
     return frame
 
 
 def written(frame: pd.DataFrame) -> str:
-    """CSV text: scores to six places, p-values to six digits, so that small ones do not become 0."""
+    """CSV text; p-values to six digits, so that small ones do not become 0."""
     small = {
         name: [f"{p:.{DIGITS}g}" if pd.notna(p) else "" for p in frame[name].astype(float)] for name in ("p", "p_holm")
     }
-    return frame.round(6).assign(**small).to_csv(index=False, lineterminator="\n")
+    return frame.assign(**small).to_csv(index=False, lineterminator="\n")
 
 
 def markdown(frame: pd.DataFrame, model: str) -> str:
