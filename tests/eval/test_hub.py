@@ -73,6 +73,7 @@ class Bare:
         made.model.to(torch.float32)
         made.store = type("Nothing", (), {"close": lambda self: None})()
         made.ledger, made.compiled, made.processor_facts = visiondrop.plan("none").ledger(), "off", None
+        made.unlike_uniform = None
         return made
 
 
